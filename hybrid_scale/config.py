@@ -1,0 +1,334 @@
+"""Every setting of a run, with its unit and its check: YAML + overrides -> one frozen object.
+
+Refuses to do work: no file but the YAML is opened, no library is loaded, nothing is derived that needs data.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hybrid_scale.errors import ConfigError, describe, nearest
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A strict, frozen group of settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunSettings(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._=-]+$")] = "run"
+    directory: str = "runs/run"
+    """Where this run lives; created if absent, continued if its config agrees, else refused."""
+    seed: NonNegative = 0
+
+
+class DataSettings(Section):
+    train: str
+    """Prepared pairs (`launch/prepare.py`)."""
+    evaluate: tuple[str, ...] = ()
+    """Prepared retrieval sets, scored at the end and every `training.evaluate_every_steps`."""
+    max_query_tokens: Positive = 64
+    max_passage_tokens: Positive = 256
+    """Longest query and passage in tokens, prompt and end token included; longer texts are cut and counted."""
+
+
+class SamplerSettings(Section):
+    arm: Literal["mono", "cross", "hybrid", "mixed"] = "hybrid"
+    alpha: Share = 0.5
+    """Share of monolingual rows (`composed`) or batches (`scheduled`); read by the arm `hybrid` alone."""
+    composition: Literal["composed", "scheduled"] = "composed"
+    draws: Literal["quota", "independent"] = "quota"
+    """`quota`: kinds and languages exact over each window; `independent`: drawn step by step, as in 2408.10536."""
+    window_steps: Positive = 20
+    """Length of the window over which `scheduled` + `quota` keeps alpha exact."""
+    global_batch: Positive = 64
+    """Rows (query, positive passage) of one optimiser step, over all ranks."""
+    mono_block_rows: Positive = 16
+    """Rows of one monolingual contrastive pool in a `composed` batch; must divide the batch's mono rows."""
+    language_weights: Literal["uniform", "size", "power"] = "uniform"
+    power: Share = 0.5
+    """Exponent t of `language_weights: power` (weight = rows^t)."""
+    languages: tuple[str, ...] = ()
+    """Languages to train on; empty: all in the data."""
+    allow_same: bool = False
+    """LAReQA's X-Y variant: a cross row may also pair equal languages."""
+    hard_negatives: NonNegative = 0
+    """Hard negatives a row; every row used must have that many."""
+    conflicts: Literal["forbid", "mask"] = "forbid"
+    """Two rows of one pool with a common parallel group or passage: `forbid` (error if a pool can't be filled) or
+    `mask` (allowed, masked in the loss)."""
+
+    @property
+    def mono_share(self) -> float:
+        return {"mono": 1.0, "cross": 0.0, "hybrid": self.alpha, "mixed": 0.0}[self.arm]
+
+    @model_validator(mode="after")
+    def _ratio_divides(self) -> Self:
+        if self.arm == "mixed":
+            return self
+        base, key = (
+            (self.global_batch, "sampler.global_batch")
+            if self.composition == "composed"
+            else (self.window_steps, "sampler.window_steps")
+        )
+        mono = self.mono_share * base
+        if (self.composition == "composed" or self.draws == "quota") and abs(mono - round(mono)) > 1e-9:
+            raise ConfigError(
+                describe(
+                    key,
+                    base,
+                    f"alpha = {self.alpha} needs a whole number of mono {'rows' if self.composition == 'composed' else 'steps'},"
+                    f" {self.alpha} x {base} = {mono:g} isn't one",
+                    "Change alpha or the size so that their product is whole.",
+                )
+            )
+        if self.composition == "composed" and round(mono) % self.mono_block_rows:
+            raise ConfigError(
+                describe(
+                    "sampler.mono_block_rows",
+                    self.mono_block_rows,
+                    f"must divide the {round(mono)} mono rows of a global batch of {self.global_batch}",
+                    f"Use a divisor of {round(mono)}.",
+                )
+            )
+        return self
+
+
+class LoraSettings(Section):
+    rank: Positive = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+class ModelSettings(Section):
+    base: str
+    """Folder or Hugging Face id of a decoder with its tokenizer."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+    quantization: Literal["none", "nf4"] = "none"
+    """`nf4`: bitsandbytes 4-bit with double quantisation; needs `lora`."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the frozen (or, without LoRA, trained) weights and of 4-bit compute. LoRA weights are float32."""
+    lora: LoraSettings | None = LoraSettings()
+    """`null`: full fine-tuning."""
+    attention: Literal["causal", "bidirectional"] = "causal"
+    attention_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    pooling: Literal["last", "mean", "weighted_mean"] = "last"
+    """`weighted_mean`: position-weighted (SGPT, 2202.08904)."""
+    query_prompt: str = "Query: "
+    passage_prompt: str = "Passage: "
+    end_token: str | None = None
+    """Token appended to each text; null: the tokenizer's `eos_token`."""
+    gradient_checkpointing: bool = True
+
+    @model_validator(mode="after")
+    def _quantised_needs_adapter(self) -> Self:
+        if self.quantization == "nf4" and self.lora is None:
+            raise ConfigError(
+                describe("model.lora", None, "4-bit weights can't be trained themselves", "Set model.lora, or quantization: none.")
+            )
+        return self
+
+
+class LossSettings(Section):
+    temperature: PositiveFloat = 0.02
+    denominator: Literal["in_batch", "hard_only"] = "in_batch"
+    """`in_batch`: positives and hard negatives of the row's pool; `hard_only`: the row's positive and the pool's hard
+    negatives, as printed in 2408.10536."""
+    false_negative_margin: Annotated[float, Field(ge=0.0)] | None = None
+    """Drop negatives that score above the positive by more than this (0.1 in 2506.05176); null: off."""
+    chunk_rows: Positive = 1024
+    """Rows of logits held at once."""
+
+
+class OptimizerSettings(Section):
+    learning_rate: PositiveFloat = 1e-4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    epsilon: PositiveFloat = 1e-8
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: NonNegative = 0
+    max_gradient_norm: Annotated[float, Field(ge=0.0)] = 1.0
+    """Clipping threshold; 0: none."""
+
+
+class TrainingSettings(Section):
+    engine: Literal["deepspeed", "plain"] = "deepspeed"
+    """`plain`: no DeepSpeed, a replica per rank; the reference that the tests compare with."""
+    deepspeed: str = "ds_configs/zero3.json"
+    max_steps: Positive
+    passes: Literal["auto", "direct", "two_pass"] = "auto"
+    """`direct`: one pass, the whole share of a rank in one micro-batch; `two_pass`: cached gradients; `auto`: direct
+    where it fits `max_tokens_per_micro_batch`."""
+    max_tokens_per_micro_batch: Positive = 4096
+    """Padded tokens of one micro-batch of the gradient pass."""
+    max_tokens_per_embedding_batch: Positive = 16384
+    """Padded tokens of one micro-batch without gradients (first pass, evaluation)."""
+    log_every_steps: Positive = 1
+    save_every_steps: Positive | None = None
+    """Null: at the end only."""
+    keep_checkpoints: Positive = 2
+    evaluate_every_steps: Positive | None = None
+    """Null: at the end only."""
+    trackers: tuple[str, ...] = ()
+    """Names of Accelerate trackers (`tensorboard`, `wandb`, ...)."""
+
+
+class EvaluationSettings(Section):
+    top_k: Annotated[int, Field(ge=10)] = 100
+    store_embeddings: bool = False
+
+
+class RunConfig(Section):
+    """One run, whole. Unknown keys, wrong types and contradictions are `ConfigError`s."""
+
+    run: RunSettings = RunSettings()
+    data: DataSettings
+    sampler: SamplerSettings = SamplerSettings()
+    model: ModelSettings
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    training: TrainingSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.loss.denominator == "hard_only" and self.sampler.hard_negatives == 0:
+            raise ConfigError(
+                describe("loss.denominator", "hard_only", "needs hard negatives", "Set sampler.hard_negatives to at least 1.")
+            )
+        if self.optimizer.warmup_steps >= self.training.max_steps and self.optimizer.warmup_steps:
+            raise ConfigError(
+                describe(
+                    "optimizer.warmup_steps",
+                    self.optimizer.warmup_steps,
+                    f"must be below training.max_steps = {self.training.max_steps}",
+                )
+            )
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-4 as a number (YAML 1.2) and refuses a key given twice (PyYAML keeps the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise ConfigError(describe(f"line {line}", key, "the key stands twice in one section", "Keep one of them."))
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigError: missing, not YAML, not a mapping, a key twice."""
+    if not path.is_file():
+        raise ConfigError(describe(str(path), "no such file", "a config is a YAML file", "Check the path."))
+    return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        tree = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{where}{line}: not YAML: {getattr(error, 'problem', error)}.") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(describe(where, tree, "a config is a mapping of sections"))
+    return tree
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `tree` with `section.key=value` set; the value is read as YAML. Raises ConfigError on another form."""
+    result = json.loads(json.dumps(tree))
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        keys = path.split(".")
+        if not equals or not all(keys):
+            raise ConfigError(describe("override", override, "must read section.key=value"))
+        node = result
+        for key in keys[:-1]:
+            if node.get(key) is None:
+                node[key] = {}
+            node = node[key]
+            if not isinstance(node, dict):
+                raise ConfigError(describe(f"override {path}", override, f"'{key}' is a value, not a section"))
+        node[keys[-1]] = yaml.load(text, _Loader)  # noqa: S506
+    return result
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """YAML file + overrides -> RunConfig. Raises ConfigError naming every offending key."""
+    return validate(RunConfig, apply_overrides(read_yaml(path), overrides), str(path))
+
+
+def validate(kind: type[S], tree: dict[str, Any], where: str) -> S:
+    """`tree` as `kind`, in pydantic's strict JSON mode ("3" is no number, 1 no bool). Raises ConfigError."""
+    try:
+        return kind.model_validate_json(_to_json(tree, where), strict=True)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except ValidationError as error:
+        lines = [_explain(kind, problem) for problem in error.errors()]
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _to_json(tree: dict[str, Any], where: str) -> str:
+    try:
+        return json.dumps(tree, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: a value isn't a plain number, text, list or mapping: {error}.") from None
+
+
+def _explain(kind: type[BaseModel], problem: Any) -> str:
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        return describe(key, problem["input"], "unknown key", nearest(path[-1], _fields_at(kind, path[:-1])))
+    if problem["type"] == "missing":
+        return describe(key, "nothing", "this key is required", "Set it.")
+    return describe(key, problem["input"], problem["msg"][0].lower() + problem["msg"][1:])
+
+
+def _fields_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Names of the settings in the section at `path`."""
+    for part in path:
+        field = kind.model_fields.get(part)
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        sections = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if sections:
+            kind = sections[0]
+    return list(kind.model_fields)
+
+
+def dump_config(config: BaseModel) -> str:
+    """Every setting, defaults included, as YAML that `load_config` reads back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

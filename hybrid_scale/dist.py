@@ -1,0 +1,132 @@
+"""Our own collectives, and the only reader of RANK and its friends.
+
+Works with and without a process group: one process is a world of one. Knows no DeepSpeed and no model.
+"""
+
+import datetime
+import os
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as c10d
+
+from hybrid_scale.errors import RunError
+
+
+def backend() -> str:
+    """`nccl` where a GPU is visible, else `gloo`."""
+    return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def start(timeout_seconds: float = 1800.0) -> None:
+    """Join the process group that the launcher describes in the environment; nothing without a launcher."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not c10d.is_initialized():
+        c10d.init_process_group(backend(), timeout=datetime.timedelta(seconds=timeout_seconds))
+    expected = int(os.environ.get("HS_EXPECT_WORLD", world_size()))
+    if expected != world_size():
+        raise RunError(f"HS_EXPECT_WORLD: {expected} ranks were asked for, {world_size()} joined: two worlds are training apart.")
+
+
+def stop() -> None:
+    if c10d.is_initialized():
+        c10d.destroy_process_group()
+
+
+def rank() -> int:
+    return c10d.get_rank() if c10d.is_initialized() else 0
+
+
+def world_size() -> int:
+    return c10d.get_world_size() if c10d.is_initialized() else 1
+
+
+def device() -> torch.device:
+    """This rank's accelerator, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def barrier() -> None:
+    if c10d.is_initialized():
+        c10d.barrier()
+
+
+def sum_(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over ranks, in place; returns `tensor`."""
+    if c10d.is_initialized():
+        c10d.all_reduce(tensor)
+    return tensor
+
+
+def max_int(value: int) -> int:
+    """Largest `value` of all ranks."""
+    if not c10d.is_initialized():
+        return value
+    cell = torch.tensor([value], dtype=torch.int64, device=device())
+    c10d.all_reduce(cell, op=c10d.ReduceOp.MAX)
+    return int(cell.item())
+
+
+def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """Rows of all ranks in rank order: [counts[rank], D] -> [sum(counts), D]. No gradient flows through.
+
+    `counts` is known on every rank beforehand (the plan is the same everywhere), so nothing is negotiated.
+    """
+    if not c10d.is_initialized():
+        return rows
+    most = max(counts)
+    padded = rows.new_zeros(most, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    c10d.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """`value` of every rank, in rank order. Small objects only (pickled)."""
+    if not c10d.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    c10d.all_gather_object(values, value)
+    return values
+
+
+def gather_arrays(array: np.ndarray) -> list[np.ndarray]:
+    """`array` of every rank, in rank order; shapes may differ in the first axis."""
+    if not c10d.is_initialized():
+        return [array]
+    counts = [int(n) for n in gather_objects(len(array))]
+    whole = gather_rows(torch.from_numpy(np.ascontiguousarray(array)).to(device()), counts).cpu().numpy()
+    return np.split(whole, np.cumsum(counts)[:-1])
+
+
+def sum_array(array: np.ndarray) -> np.ndarray:
+    """Elementwise sum over ranks."""
+    return sum_(torch.from_numpy(np.ascontiguousarray(array)).to(device())).cpu().numpy()
+
+
+def agree(what: str, value: Any) -> None:
+    """Raise RunError on every rank unless all ranks hold an equal `value`."""
+    values = gather_objects(value)
+    if any(other != values[0] for other in values):
+        listed = ", ".join(f"rank {r}: {v!r}" for r, v in enumerate(values))
+        raise RunError(f"{what} differs between ranks: {listed}.")
+
+
+def first_rank_does(action: Any) -> Any:
+    """Run `action()` on rank 0 alone; every rank gets its result, or RunError with rank 0's message."""
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = action()
+        except Exception as error:
+            if world_size() == 1:
+                raise
+            outcome[1] = f"{type(error).__name__}: {error}"
+    if c10d.is_initialized():
+        c10d.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise RunError(f"rank 0 failed: {outcome[1]}")
+    return outcome[0]

@@ -1,0 +1,127 @@
+"""The run directory: names of its files, atomic writes, status, metrics.
+
+The one interface between training, evaluation and studies. Knows no torch and no process group: callers decide which
+rank writes.
+"""
+
+import datetime
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from hybrid_scale.config import RunConfig, dump_config, load_config
+from hybrid_scale.errors import RunError, describe
+
+Status = Literal["planned", "queued", "running", "preempted", "done", "failed"]
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A sibling to write; renamed to `path` (fsynced) when the block ends well, removed when it doesn't."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield beside
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    with atomic_path(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN and infinity are refused (ValueError)."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON. Raises RunError naming the file and line when it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(describe(str(path), "no such file", "a JSON file is expected here")) from None
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path}:{error.lineno}: not JSON: {error.msg}.") from None
+
+
+class RunDirectory:
+    """One run's files. Layout: DESIGN of the README, section "The run directory"."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.manifest_file = self.path / "manifest.json"
+        self.status_file = self.path / "status.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.adapter = self.path / "adapter"
+        self.embeddings = self.path / "embeddings"
+        self.evaluations = self.path / "eval"
+
+    def create(self, config: RunConfig) -> None:
+        """Write `config.yaml`, or accept an existing run with an equal config. Raises RunError on another config."""
+        if self.config_file.exists():
+            before, now = self.config().model_dump(), config.model_dump()
+            changed = [
+                f"{section}.{key}: {before[section].get(key)!r} -> {value!r}"
+                for section, values in now.items()
+                for key, value in values.items()
+                if before[section].get(key) != value
+            ]
+            if changed:
+                raise RunError(
+                    describe(
+                        str(self.path),
+                        "; ".join(changed),
+                        "this run was started with another config",
+                        "Choose another run.directory, or restore the setting.",
+                    )
+                )
+            return
+        write_text(self.config_file, dump_config(config))
+
+    def config(self) -> RunConfig:
+        return load_config(self.config_file)
+
+    def set_status(self, status: Status, **facts: Any) -> None:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        write_json(self.status_file, {"status": status, "time": now, **facts})
+
+    def status(self) -> dict[str, Any]:
+        """Content of `status.json`; `{"status": "planned"}` before the first start."""
+        return read_json(self.status_file) if self.status_file.exists() else {"status": "planned"}
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """One line of `metrics.jsonl`. Raises ValueError on NaN or infinity."""
+        line = json.dumps(record, allow_nan=False)
+        with open(self.metrics_file, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged steps in order; a step logged twice (a resumed run) counts once, the later line."""
+        if not self.metrics_file.exists():
+            return []
+        by_step: dict[int, dict[str, Any]] = {}
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                if number == len(lines):
+                    break  # the line that a killed process was writing
+                raise RunError(f"{self.metrics_file}:{number}: not JSON: {line[:80]!r}.") from None
+            by_step[record["step"]] = record
+        return [by_step[step] for step in sorted(by_step)]
+
+    def evaluation_file(self, task: str, step: int | None = None) -> Path:
+        """`eval/TASK.json` for the final model, `eval/TASK.step-N.json` for one during training."""
+        return self.evaluations / (f"{task}.json" if step is None else f"{task}.step-{step}.json")
