@@ -1,0 +1,136 @@
+"""Prompts, tokenizer, token-length tables, collation. Knows no batch composition and no model.
+
+A text becomes: the tokenizer's own begin token if it uses one, prompt + text, the end token. The cut for length is made
+before the end token, so that last-token pooling always reads it.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from hybrid_scale.config import RunConfig
+from hybrid_scale.data.records import TextTable
+from hybrid_scale.errors import ModelError, describe
+from hybrid_scale.runs import atomic_path
+
+Role = Literal["query", "passage"]
+CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Text -> token ids, by role."""
+
+    tokenizer: PreTrainedTokenizerBase
+    prompts: dict[Role, str]
+    max_tokens: dict[Role, int]
+    begin: tuple[int, ...]
+    end: int
+    digest: str
+    """Names everything that a token length depends on."""
+
+    def encode(self, role: Role, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, at most `max_tokens[role]` of them, the last one always the end token."""
+        room = self.max_tokens[role] - len(self.begin) - 1
+        prompted = [self.prompts[role] + text for text in texts]
+        ids = self.tokenizer(prompted, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        return [[*self.begin, *row[:room], self.end] for row in ids]
+
+    def collate(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """`input_ids` and `attention_mask`, int64 [B, L], padded on the right with the end token."""
+        longest = max(len(row) for row in rows)
+        ids = torch.full((len(rows), longest), self.end, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+            mask[i, : len(row)] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+def load_text_encoder(config: RunConfig) -> TextEncoder:
+    """The tokenizer of `model.base` with the run's prompts. Raises ModelError: no tokenizer, no or unknown end token."""
+    settings = config.model
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            settings.base, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(describe("model.base", settings.base, f"no tokenizer can be loaded from it: {error}")) from None
+    return make_text_encoder(tokenizer, config)
+
+
+def make_text_encoder(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> TextEncoder:
+    """See `load_text_encoder`."""
+    settings = config.model
+    prompts: dict[Role, str] = {"query": settings.query_prompt, "passage": settings.passage_prompt}
+    limits: dict[Role, int] = {"query": config.data.max_query_tokens, "passage": config.data.max_passage_tokens}
+    end = _end_token(tokenizer, settings.end_token)
+    begin = _begin_tokens(tokenizer)
+    for role, limit in limits.items():
+        fixed = len(begin) + len(tokenizer(prompts[role], add_special_tokens=False)["input_ids"]) + 1
+        if limit <= fixed:
+            rule = f"prompt, begin and end token alone take {fixed} tokens"
+            raise ModelError(describe(f"data.max_{role}_tokens", limit, rule, "Raise it, or shorten the prompt."))
+    return TextEncoder(tokenizer, prompts, limits, begin, end, _digest(tokenizer, prompts, limits, begin, end))
+
+
+def _end_token(tokenizer: PreTrainedTokenizerBase, asked: str | None) -> int:
+    token = asked if asked is not None else tokenizer.eos_token
+    if token is None:
+        raise ModelError(
+            describe("model.end_token", None, "the tokenizer has no eos_token, and last-token pooling needs an end token",
+                     "Name a token of its vocabulary.")
+        )
+    number = tokenizer.get_vocab().get(str(token))
+    if number is None:
+        raise ModelError(describe("model.end_token", token, "not a token of the vocabulary", "Name one that is."))
+    return int(number)
+
+
+def _begin_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The begin-of-text token, if this tokenizer puts one in front of a text by itself."""
+    first = tokenizer("a")["input_ids"][:1]
+    return tuple(first) if tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id] else ()
+
+
+def _digest(tokenizer: PreTrainedTokenizerBase, *settings: object) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256((state + repr(settings)).encode()).hexdigest()[:16]
+
+
+def length_table(folder: Path, name: str, texts: TextTable, role: Role, encoder: TextEncoder) -> np.ndarray:
+    """Token length of every text [len(texts)] int32, after cutting; computed once, then memory-mapped.
+
+    Kept under `folder/lengths/DIGEST/NAME.npy`.
+    """
+    path = folder / "lengths" / encoder.digest / f"{name}.npy"
+    if not path.is_file():
+        parts = [
+            np.array([len(ids) for ids in encoder.encode(role, texts.column("text", np.arange(at, min(at + CHUNK, len(texts)))))])
+            for at in range(0, len(texts), CHUNK)
+        ]
+        with atomic_path(path) as beside, open(beside, "wb") as file:
+            np.save(file, np.concatenate(parts).astype(np.int32))
+    return np.load(path, mmap_mode="r")
+
+
+def write_length_tables(folder: Path, encoder: TextEncoder) -> dict[str, dict[str, float]]:
+    """Length tables of a prepared directory; returns mean, longest and share of cut texts per table."""
+    tables: dict[str, Role] = {"queries": "query", "passages": "passage", "corpus": "passage"}
+    summary: dict[str, dict[str, float]] = {}
+    for name, role in tables.items():
+        if (folder / f"{name}.arrow").is_file():
+            lengths = length_table(folder, name, TextTable(folder / f"{name}.arrow"), role, encoder)
+            summary[name] = {
+                "mean": round(float(lengths.mean()), 1),
+                "longest": int(lengths.max()),
+                "at_limit": round(float((lengths == encoder.max_tokens[role]).mean()), 4),
+            }
+    return summary

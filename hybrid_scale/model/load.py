@@ -1,0 +1,131 @@
+"""Base model, 4-bit weights, LoRA and checkpointing -> Embedder. Knows no data, no optimiser and no ranks."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # a missing optional CPU kernel, said at import
+
+import bitsandbytes as bnb  # noqa: E402
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from torch import nn  # noqa: E402
+from transformers import AutoModel, BitsAndBytesConfig  # noqa: E402
+
+from hybrid_scale.config import LoraSettings, ModelSettings  # noqa: E402
+from hybrid_scale.errors import ModelError, describe  # noqa: E402
+from hybrid_scale.model.embedder import Embedder  # noqa: E402
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_embedder(settings: ModelSettings, seed: int, adapter: Path | None = None) -> Embedder:
+    """The model to train or to evaluate, in train mode, on this rank's device.
+
+    `seed` sets the new LoRA weights, equal on every rank; `adapter` (a folder that `train.checkpoint` wrote) replaces
+    them, or the full weights where the run has no LoRA. Raises ModelError: the base can't be loaded, holds no linear
+    layer that LoRA could adapt, or the adapter doesn't fit.
+    """
+    backbone = _load_backbone(settings)
+    if settings.lora is None:
+        backbone.requires_grad_(True)
+    else:
+        backbone = _add_lora(backbone, settings.lora, seed)
+    if settings.gradient_checkpointing:
+        # Reentrant: the only form that lets ZeRO-3 free a gathered 4-bit weight between forward and backward
+        # (bitsandbytes keeps a view of it on the autograd node otherwise).
+        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+        backbone.enable_input_require_grads()
+    embedder = Embedder(backbone, settings.pooling, settings.attention)
+    if adapter is not None:
+        load_trained(embedder, adapter)
+    return embedder.train()
+
+
+def _load_backbone(settings: ModelSettings) -> Any:
+    options: dict[str, Any] = {}
+    if settings.quantization == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=DTYPES[settings.dtype],
+            # ZeRO-3 counts elements of the stored type in its buffers: 2 bytes each, as for bf16 weights.
+            bnb_4bit_quant_storage=torch.bfloat16,
+        )
+        if torch.cuda.is_available():
+            options["device_map"] = {"": torch.cuda.current_device()}
+    try:
+        backbone = AutoModel.from_pretrained(
+            settings.base,
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+            dtype=DTYPES[settings.dtype],
+            attn_implementation=settings.attention_implementation,
+            use_safetensors=True,
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(describe("model.base", settings.base, f"the model can't be loaded: {error}")) from None
+    for module in backbone.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            # On AVX512-BF16 CPUs an eval() forward repacks the weight in place, which ZeRO-3 then gathers as rubbish.
+            module.support_avx512bf16_for_cpu = False
+    backbone.requires_grad_(False)
+    return backbone
+
+
+def _add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> PeftModel:
+    targets = settings.targets if settings.targets == "all-linear" else list(settings.targets)
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets)  # type: ignore[arg-type]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(backbone, config)  # type: ignore[arg-type,return-value]
+        except ValueError as error:
+            raise ModelError(describe("model.lora.targets", settings.targets, str(error))) from None
+
+
+def load_trained(embedder: Embedder, folder: Path) -> None:
+    """Put trained weights (PEFT's `adapter_model.safetensors`, or `model.safetensors`) into a fresh embedder.
+
+    Raises ModelError listing missing and unknown names.
+    """
+    backbone = embedder.backbone
+    if isinstance(backbone, PeftModel):
+        path = folder / "adapter_model.safetensors"
+        if not path.is_file():
+            raise ModelError(describe(str(path), "no such file", "the run has model.lora, its adapter is needed"))
+        state = load_file(path)
+        expected = {n.replace(".default.", ".") for n, p in backbone.named_parameters() if p.requires_grad}
+        _check_names(path, set(state), expected)
+        set_peft_model_state_dict(backbone, state)
+    else:
+        path = folder / "model.safetensors"
+        if not path.is_file():
+            raise ModelError(describe(str(path), "no such file", "the run trains all weights, its weights are needed"))
+        state = load_file(path)
+        _check_names(path, set(state), {n for n, p in backbone.named_parameters()})
+        backbone.load_state_dict(state, strict=False)
+
+
+def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
+    if found != expected:
+        missing, unknown = sorted(expected - found)[:5], sorted(found - expected)[:5]
+        raise ModelError(f"{path}: {len(expected - found)} weights are missing {missing}, {len(found - expected)} unknown {unknown}.")
+
+
+def parameter_counts(module: nn.Module) -> Mapping[str, int]:
+    """`total` (4-bit weights counted as the weights they stand for), `trainable`, `bytes` held on this rank."""
+    total = trainable = held = 0
+    for parameter in module.parameters():
+        count = parameter.numel()
+        held += count * parameter.element_size()
+        if isinstance(parameter, bnb.nn.Params4bit):
+            count = int(torch.Size(parameter.quant_state.shape).numel()) if parameter.quant_state else count
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return {"total": total, "trainable": trainable, "bytes": held}

@@ -1,0 +1,222 @@
+"""DeepSpeed through Accelerate, or plain torch, behind six methods. Knows no batch, no loss and no files but ds_configs.
+
+embed and backward are collective under ZeRO-3: every rank calls them equally often.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+
+from hybrid_scale import dist
+from hybrid_scale.config import OptimizerSettings, RunConfig
+from hybrid_scale.errors import ConfigError, RunError, describe
+from hybrid_scale.model.embedder import Embedder
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Engine(Protocol):
+    def embed(self, micro_batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Token tensors [B, L] -> unit vectors float32 [B, D]."""
+        ...
+
+    def backward(self, surrogate: torch.Tensor, last: bool) -> None:
+        """Accumulate the gradient of a scalar; on the last of a step, average over ranks."""
+        ...
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, update, clear; returns the gradient's norm before clipping."""
+        ...
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights, whole, float32, on the CPU of every rank. Collective."""
+        ...
+
+    def moments(self) -> dict[str, torch.Tensor]:
+        """Adam's moments as `exp_avg.NAME`, `exp_avg_sq.NAME`, and `step`; independent of the number of ranks. Collective."""
+        ...
+
+    def load_moments(self, state: dict[str, torch.Tensor]) -> None:
+        """Put back what `moments` gave, on any number of ranks. Call before the first step."""
+        ...
+
+
+def make_accelerator(config: RunConfig, run_directory: Path) -> Accelerator:
+    """Accelerate on the process group of `dist`, with the run's trackers. Raises RunError when its world differs."""
+    options: dict[str, Any] = {"log_with": list(config.training.trackers) or None, "project_dir": str(run_directory)}
+    if config.training.engine == "deepspeed":
+        plugin = DeepSpeedPlugin(hf_ds_config=read_deepspeed_config(config), zero3_init_flag=False)
+        # Without a GPU, Accelerate takes a DeepSpeed world for a single process unless the backend is named.
+        accelerator = Accelerator(
+            deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(backend=dist.backend())], **options
+        )
+    else:
+        accelerator = Accelerator(cpu=not torch.cuda.is_available(), **options)
+    if accelerator.num_processes != dist.world_size():
+        raise RunError(f"Accelerate counts {accelerator.num_processes} ranks, the process group has {dist.world_size()}.")
+    return accelerator
+
+
+def read_deepspeed_config(config: RunConfig) -> dict[str, Any]:
+    """The DeepSpeed JSON of a run, its "auto" values filled from the run config.
+
+    Raises ConfigError: no such file, no `gradient_clipping` (DeepSpeed would clip at 1.0 unasked), or one that
+    contradicts `optimizer.max_gradient_norm`.
+    """
+    path = Path(config.training.deepspeed)
+    if not path.is_file():
+        raise ConfigError(describe("training.deepspeed", str(path), "no such file", "See ds_configs/."))
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    ours = {
+        "gradient_clipping": config.optimizer.max_gradient_norm,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+    }
+    for key, value in ours.items():
+        found = settings.get(key)
+        if found is None:
+            raise ConfigError(describe(f"{path}: {key}", None, "must be stated", f'Write "auto" or {value}.'))
+        if found not in ("auto", value):
+            raise ConfigError(describe(f"{path}: {key}", found, f"the run config says {value}", 'Write "auto" there.'))
+        settings[key] = value
+    return settings
+
+
+def zero_stage(config: RunConfig) -> int:
+    """ZeRO stage of the run; 0 without DeepSpeed."""
+    if config.training.engine == "plain":
+        return 0
+    return int(read_deepspeed_config(config)["zero_optimization"]["stage"])
+
+
+def make_engine(config: RunConfig, accelerator: Accelerator, embedder: Embedder) -> Engine:
+    """The engine that the config asks for, around a loaded embedder."""
+    if config.training.engine == "plain":
+        return PlainEngine(embedder, config.optimizer)
+    return DeepSpeedEngine(embedder, config.optimizer, accelerator)
+
+
+def _adamw(parameters: list[torch.nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameters,
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+    )
+
+
+class PlainEngine:
+    """A replica per rank, gradients averaged by one all-reduce at the step's end. The reference."""
+
+    def __init__(self, embedder: Embedder, settings: OptimizerSettings):
+        self.module = embedder.to(dist.device())
+        self.clip = settings.max_gradient_norm
+        self.trained = {name: p for name, p in embedder.named_parameters() if p.requires_grad}
+        self.optimizer = _adamw(list(self.trained.values()), settings)
+
+    def embed(self, micro_batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.module(**micro_batch)
+
+    def backward(self, surrogate: torch.Tensor, last: bool) -> None:
+        surrogate.backward()
+        if last and dist.world_size() > 1:
+            for parameter in self.trained.values():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.sum_(parameter.grad).div_(dist.world_size())
+
+    def step(self, learning_rate: float) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.clip or float("inf"))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(norm)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().float().cpu().clone() for name, p in self.trained.items()}
+
+    def moments(self) -> dict[str, torch.Tensor]:
+        held = {
+            f"{key}.{name}": self.optimizer.state[p][key].cpu().clone() for key in MOMENTS for name, p in self.trained.items()
+        }
+        first = next(iter(self.trained.values()))
+        return {**held, "step": torch.as_tensor(self.optimizer.state[first]["step"]).clone()}
+
+    def load_moments(self, state: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self.trained.items():
+            moments = {key: state[f"{key}.{name}"].to(parameter.device).clone() for key in MOMENTS}
+            self.optimizer.state[parameter] = {"step": state["step"].clone(), **moments}
+
+
+class DeepSpeedEngine:
+    """DeepSpeed ZeRO-1, 2 or 3. Micro-batches are accumulated here, not by DeepSpeed's counter."""
+
+    def __init__(self, embedder: Embedder, settings: OptimizerSettings, accelerator: Accelerator):
+        import deepspeed.ops
+
+        # A C++ op for inference that DeepSpeed would compile on a CPU; a killed build hangs every later start.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.names = [name for name, p in embedder.named_parameters() if p.requires_grad]
+        trained = [p for p in embedder.parameters() if p.requires_grad]
+        self.engine, _ = accelerator.prepare(embedder, _adamw(trained, settings))
+        self.trained = dict(zip(self.names, trained, strict=True))
+        self.zero = self.engine.optimizer
+        self.stage = int(self.engine.zero_optimization_stage())
+
+    def embed(self, micro_batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.engine(**micro_batch)
+
+    def backward(self, surrogate: torch.Tensor, last: bool) -> None:
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(surrogate, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> float:
+        for group in self.zero.param_groups:
+            group["lr"] = learning_rate
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm())
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return {name: safe_get_full_fp32_param(p).detach().cpu().clone() for name, p in self.trained.items()}
+
+    def moments(self) -> dict[str, torch.Tensor]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        held = {
+            f"{key}.{name}": safe_get_full_optimizer_state(p, key).detach().cpu().clone()
+            for key in MOMENTS
+            for name, p in self.trained.items()
+        }
+        return {**held, "step": torch.as_tensor(self.zero.optimizer.state[self._flat()[0]]["step"]).cpu().clone()}
+
+    def load_moments(self, state: dict[str, torch.Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        for flat in self._flat():
+            self.zero.optimizer.state[flat] = {"step": state["step"].clone(), **{key: torch.zeros_like(flat) for key in MOMENTS}}
+        for key in MOMENTS:
+            for name, parameter in self.trained.items():
+                value = state[f"{key}.{name}"].to(dist.device())
+                if self.stage == 3:
+                    safe_set_local_optimizer_state(parameter, self._slice(value, parameter), key)
+                else:
+                    safe_set_full_optimizer_state(parameter, value, key)
+
+    def _flat(self) -> list[torch.Tensor]:
+        """DeepSpeed's flat float32 master weights on this rank."""
+        return list(self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups)
+
+    def _slice(self, value: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """This rank's part of a whole tensor as ZeRO-3 cuts it: equal lengths, the last ones padded with zeros."""
+        length = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = torch.zeros(length * dist.world_size(), dtype=value.dtype, device=value.device)
+        padded[: value.numel()] = value.reshape(-1)
+        return padded[dist.rank() * length : (dist.rank() + 1) * length]
