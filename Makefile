@@ -1,0 +1,61 @@
+# Each target installs what it needs into VENV first (.ci/install; a moment when nothing changed).
+VENV   ?= .venv
+PYTHON ?= python3
+ARGS   ?=
+
+SHELL         := bash
+.SHELLFLAGS   := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint format bench clean
+
+bin     := $(abspath $(VENV))/bin
+install = PYTHON="$(PYTHON)" .ci/install "$(VENV)"
+scripts := $(wildcard .ci/* slurm/*.sbatch slurm/*.sh tests/*.sh)
+
+# No GPU, no model hub, one thread per rank; DeepSpeed's compiled parts in a folder of this checkout (a lock left by a killed
+# build would hang every later run), found with the ninja of VENV.
+cpu_env := PATH="$(bin):$$PATH" CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+           TORCH_EXTENSIONS_DIR="$(CURDIR)/.cache/torch_extensions"
+
+help:        ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@echo "  Variables: VENV=$(VENV) PYTHON=$(PYTHON) ARGS= (passed to pytest)"
+
+install:     ## a virtual environment with everything for tests, in VENV
+	@$(install) cpu dev
+
+quickstart:  ## demo data, a tiny model, four arms on two processes, a report; its path is printed last
+	@$(install) cpu
+	# ---- quickstart recipe: begin (three doors, in this order) ----
+	$(cpu_env) $(bin)/python launch/prepare.py demo --split train data/demo/train
+	$(cpu_env) $(bin)/python launch/prepare.py demo --split test data/demo/test
+	$(cpu_env) $(bin)/python launch/prepare.py tiny-model --data data/demo/train models/tiny
+	$(cpu_env) $(bin)/python launch/study.py run launch/configs/quickstart.yaml
+	# ---- quickstart recipe: end (study.py prints the report's path last) ----
+
+test:        ## all tests, on the CPU; ARGS="-k loss" picks some
+	@$(install) cpu dev
+	$(cpu_env) $(bin)/python -m pytest $(ARGS)
+
+lint:        ## ruff, mypy, shell scripts; changes nothing
+	@$(install) cpu dev
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	@for script in $(scripts); do echo "bash -n $$script"; bash -n "$$script"; done
+	@if command -v shellcheck >/dev/null; then echo "shellcheck $(scripts)"; shellcheck --shell=bash $(scripts); \
+	 else echo "shellcheck: not installed, skipped (bash -n ran)"; fi
+
+format:      ## sort imports, mend what ruff can mend, format
+	@$(install) cpu dev
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+bench:       ## every benchmark, one after another
+	@$(install) cpu dev bench
+	@for benchmark in $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))); do \
+	   echo "==== $$benchmark"; $(cpu_env) $(bin)/python "$$benchmark"; done
+
+clean:       ## caches and build results; data/, models/, runs/ and VENV stay
+	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist ./*.egg-info
+	find hybrid_scale launch tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
