@@ -1,21 +1,24 @@
 """Base model, 4-bit weights, LoRA and checkpointing -> Embedder. Knows no data, no optimiser and no ranks."""
 
 import logging
-from collections.abc import Mapping
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # a missing optional CPU kernel, said at import
+# DeepSpeed asks transformers for the old name of activation checkpointing.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 import bitsandbytes as bnb  # noqa: E402
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import nn  # noqa: E402
-from transformers import AutoModel, BitsAndBytesConfig  # noqa: E402
+from transformers import AutoConfig, AutoModel, BitsAndBytesConfig  # noqa: E402
 
 from hybrid_scale.config import LoraSettings, ModelSettings  # noqa: E402
+from hybrid_scale.costs import ParameterCounts  # noqa: E402
 from hybrid_scale.errors import ModelError, describe  # noqa: E402
 from hybrid_scale.model.embedder import Embedder  # noqa: E402
 
@@ -118,14 +121,19 @@ def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
         raise ModelError(f"{path}: {len(expected - found)} weights are missing {missing}, {len(found - expected)} unknown {unknown}.")
 
 
-def parameter_counts(module: nn.Module) -> Mapping[str, int]:
-    """`total` (4-bit weights counted as the weights they stand for), `trainable`, `bytes` held on this rank."""
-    total = trainable = held = 0
-    for parameter in module.parameters():
-        count = parameter.numel()
-        held += count * parameter.element_size()
-        if isinstance(parameter, bnb.nn.Params4bit):
-            count = int(torch.Size(parameter.quant_state.shape).numel()) if parameter.quant_state else count
-        total += count
-        trainable += count if parameter.requires_grad else 0
-    return {"total": total, "trainable": trainable, "bytes": held}
+def count_parameters(settings: ModelSettings) -> ParameterCounts:
+    """Weights by how they are held, from a skeleton without storage (the `meta` device)."""
+    config = AutoConfig.from_pretrained(
+        settings.base, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+    )
+    with torch.device("meta"):
+        backbone = AutoModel.from_config(config, trust_remote_code=settings.trust_remote_code)
+    linear = sum(m.weight.numel() for m in backbone.modules() if isinstance(m, nn.Linear))
+    total = sum(p.numel() for p in backbone.parameters())
+    if settings.lora is None:
+        return ParameterCounts(quantised=0, frozen=0, trained=total)
+    backbone.requires_grad_(False)
+    adapted = _add_lora(backbone, settings.lora, seed=0)
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    quantised = linear if settings.quantization == "nf4" else 0
+    return ParameterCounts(quantised, total - quantised, trained)

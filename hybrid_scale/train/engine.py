@@ -4,6 +4,8 @@ embed and backward are collective under ZeRO-3: every rank calls them equally of
 """
 
 import json
+import logging
+import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +19,11 @@ from hybrid_scale.errors import ConfigError, RunError, describe
 from hybrid_scale.model.embedder import Embedder
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+# DeepSpeed 0.19 calls collectives by the names that torch 2.13 calls deprecated, once a line and step.
+warnings.filterwarnings("ignore", message=".*is deprecated. Please use", category=FutureWarning, module="torch.distributed")
+# Reentrant checkpointing says this in every pass without gradients, where it is what we want.
+warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True", module="torch.utils.checkpoint")
 
 
 class Engine(Protocol):
@@ -162,6 +169,7 @@ class DeepSpeedEngine:
 
         # A C++ op for inference that DeepSpeed would compile on a CPU; a killed build hangs every later start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.names = [name for name, p in embedder.named_parameters() if p.requires_grad]
         trained = [p for p in embedder.parameters() if p.requires_grad]
         self.engine, _ = accelerator.prepare(embedder, _adamw(trained, settings))

@@ -16,7 +16,7 @@ def pairs_from(rows: list[tuple[str, str, str, str]], folder: Path, negatives: i
             query_lang=query_lang,
             passage_lang=passage_lang,
             query=f"question {i} about {group}",
-            passage=f"text of {pid}",
+            passage=f"text of {pid}" + " more" * (sum(pid.encode()) % 17),
             negatives=tuple((f"{pid}-neg{n}", f"wrong text {n} for {pid}") for n in range(negatives)),
         )
         for i, (group, pid, query_lang, passage_lang) in enumerate(rows)

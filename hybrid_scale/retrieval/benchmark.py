@@ -1,0 +1,46 @@
+"""A model over the retrieval sets of a run: encode, search, score, one JSON file a set. Knows no engine: `embed` is handed in."""
+
+import sys
+import time
+from typing import Any
+
+from hybrid_scale import dist
+from hybrid_scale.config import RunConfig
+from hybrid_scale.data.records import RetrievalSet
+from hybrid_scale.data.text import TextEncoder
+from hybrid_scale.retrieval.encode import Embed, encode_corpus, encode_queries
+from hybrid_scale.retrieval.evaluate import evaluate
+from hybrid_scale.retrieval.index import Shard
+from hybrid_scale.runs import RunDirectory, write_json
+
+SHOWN = ("mono_map", "cross_map", "multi_map", "rank_distance", "ndcg@10", "recall@100")
+
+
+def evaluate_run(config: RunConfig, run: RunDirectory, encoder: TextEncoder, embed: Embed, step: int | None) -> None:
+    """Score every set of `data.evaluate` and write `eval/SET.json` (or `.step-N.json`). Collective."""
+    for directory in config.data.evaluate:
+        task = RetrievalSet(directory)
+        result = score(task, config, encoder, embed)
+        if dist.rank() == 0:
+            path = run.evaluation_file(task.name, step)
+            write_json(path, {"step": step, **result})
+            print(f"{summary(result)}  -> {path}", file=sys.stderr, flush=True)
+
+
+def score(task: RetrievalSet, config: RunConfig, encoder: TextEncoder, embed: Embed) -> dict[str, Any]:
+    """Metrics of one set; see `retrieval.evaluate`."""
+    started = time.monotonic()
+    tokens = config.training.max_tokens_per_embedding_batch
+    queries = encode_queries(task, encoder, embed, tokens)
+    numbers, vectors = encode_corpus(task, encoder, embed, tokens)
+    encoded = time.monotonic()
+    result = evaluate(task, queries, Shard(numbers, vectors), config.evaluation.top_k)
+    seconds = {"encode": round(encoded - started, 2), "search": round(time.monotonic() - encoded, 2)}
+    return {**result, "seconds": seconds}
+
+
+def summary(result: dict[str, Any]) -> str:
+    """One line for the terminal."""
+    metrics = result["metrics"]
+    shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN if metrics.get(name) is not None)
+    return f"{result['task']}: {shown}"

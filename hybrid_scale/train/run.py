@@ -1,0 +1,170 @@
+"""A config -> a trained run directory: opens the data, builds the engine, resumes, trains, and keeps the status true.
+
+Knows no metric: what evaluates a model is handed in by the door.
+"""
+
+import platform
+import socket
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hybrid_scale import dist
+from hybrid_scale.config import RunConfig, dump_config
+from hybrid_scale.costs import ParameterCounts, static_bytes
+from hybrid_scale.data.records import Pairs
+from hybrid_scale.data.sampler import HybridSampler
+from hybrid_scale.data.text import TextEncoder, length_table, load_text_encoder
+from hybrid_scale.errors import ConfigError, describe
+from hybrid_scale.model.load import DTYPES, count_parameters, load_embedder
+from hybrid_scale.runs import RunDirectory, write_json
+from hybrid_scale.train import checkpoint
+from hybrid_scale.train.engine import Engine, make_accelerator, make_engine, zero_stage
+from hybrid_scale.train.loop import Trainer, TrainingData, plan_step
+from hybrid_scale.train.stop import StopRequest
+
+PACKAGES = ("torch", "deepspeed", "accelerate", "transformers", "peft", "bitsandbytes")
+Evaluate = Callable[[RunConfig, RunDirectory, TextEncoder, Engine, int | None], None]
+
+
+def open_training_data(config: RunConfig, world: int) -> TrainingData:
+    """Everything a batch needs, checked. Raises ConfigError or DataError before any model is loaded."""
+    if config.sampler.global_batch < world:
+        raise ConfigError(
+            describe("sampler.global_batch", config.sampler.global_batch, f"{world} ranks need at least a row each",
+                     "Use fewer ranks or a larger batch.")
+        )
+    pairs = Pairs(config.data.train)
+    encoder = load_text_encoder(config)
+
+    def opened() -> TrainingData:
+        return TrainingData(
+            pairs,
+            HybridSampler(pairs, config.sampler, config.run.seed),
+            encoder,
+            length_table(pairs.directory, "queries", pairs.queries, "query", encoder),
+            length_table(pairs.directory, "passages", pairs.passages, "passage", encoder),
+        )
+
+    # Rank 0 first: it writes the index and the length tables, which the others then find.
+    dist.first_rank_does(lambda: bool(opened()))
+    return opened()
+
+
+def train(config: RunConfig, evaluate: Evaluate) -> bool:
+    """Train to the end (True) or to an agreed stop (False). The run directory says which, and why if it failed."""
+    run = RunDirectory(config.run.directory)
+    dist.first_rank_does(lambda: run.create(config))
+    stop = StopRequest()
+    stop.install()
+    try:
+        done = _train(config, run, evaluate, stop)
+    except BaseException as error:
+        if dist.rank() == 0:
+            run.set_status("failed", reason=f"{type(error).__name__}: {error}")
+        raise
+    if dist.rank() == 0:
+        run.set_status("done" if done else "preempted", step=_finished(run))
+    return done
+
+
+def _finished(run: RunDirectory) -> int:
+    metrics = run.metrics()
+    return int(metrics[-1]["step"]) if metrics else 0
+
+
+def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopRequest) -> bool:
+    started = time.monotonic()
+    if dist.rank() == 0:
+        run.set_status("running", world_size=dist.world_size())
+    data = open_training_data(config, dist.world_size())
+    say(describe_run(config, data, dist.world_size()))
+    resumed = checkpoint.latest(run)
+    first_step = checkpoint.check(resumed, config, data.pairs.fingerprint) if resumed else 0
+    torch.manual_seed(config.run.seed + dist.rank())
+    accelerator = make_accelerator(config, run.path)
+    embedder = load_embedder(config.model, config.run.seed, resumed / "adapter" if resumed else None)
+    engine = make_engine(config, accelerator, embedder)
+    if resumed:
+        checkpoint.load_optimizer(resumed, engine)
+        say(f"continuing after step {first_step} from {resumed}")
+    if dist.rank() == 0:
+        write_json(run.manifest_file, manifest(config, data))
+    accelerator.init_trackers(config.run.name, {"config": dump_config(config)})
+    facts = {"data": data.pairs.fingerprint, "config": checkpoint.config_digest(config), "world_size": dist.world_size()}
+    trainer = Trainer(
+        config,
+        run,
+        data,
+        engine,
+        evaluate=lambda step: evaluate(config, run, data.encoder, engine, step),
+        save=lambda step: checkpoint.save(run, engine, embedder, step, facts, config.training.keep_checkpoints) and None,
+        track=lambda values, step: accelerator.log(values, step=step),
+        stop=stop,
+    )
+    done = trainer.train(first_step)
+    if done:
+        evaluate(config, run, data.encoder, engine, None)
+        say(f"done in {time.monotonic() - started:.0f} s: {run.path}")
+    accelerator.end_training()
+    return done
+
+
+def say(text: str) -> None:
+    if dist.rank() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def manifest(config: RunConfig, data: TrainingData) -> dict[str, Any]:
+    """Where and on what this run was started."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "host": socket.gethostname(),
+        "world_size": dist.world_size(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "data": {"directory": config.data.train, "fingerprint": data.pairs.fingerprint},
+        "batches": data.sampler.describe(),
+    }
+
+
+def describe_run(config: RunConfig, data: TrainingData, world: int) -> str:
+    """The derived numbers of a run, for a person: batches, micro-batches, parameters, bytes."""
+    first = [plan_step(data, config, world, step) for step in range(min(5, config.training.max_steps))]
+    counts: ParameterCounts = count_parameters(config.model)
+    stage = zero_stage(config)
+    size = static_bytes(counts, DTYPES[config.model.dtype].itemsize, world, stage)
+    real = sum(step.plan.real_tokens for step in first)
+    lines = {
+        **{key: value for key, value in data.sampler.describe().items() if not isinstance(value, dict)},
+        **{f"{name} pool": value for name, value in data.sampler.describe()["pools"].items()},  # type: ignore[attr-defined]
+        "steps per epoch": data.sampler.describe()["steps per epoch of each stream"],
+        "ranks, ZeRO stage": f"{world}, {stage}",
+        "micro-batches a rank and passes, first steps": [(step.plan.rounds, 1 if step.direct else 2) for step in first],
+        "tokens a step (real), first steps": round(real / len(first)),
+        "padding, first steps": f"{1 - real / sum(step.plan.padded_tokens for step in first):.1%}",
+        "texts cut to the limit": _cut_share(config, data),
+        "parameters": f"{counts.total:,} ({counts.quantised:,} in 4 bits), {counts.trained:,} trained",
+        **{f"bytes a rank: {name}": f"{value:,.0f}" for name, value in size.items()},
+    }
+    return "\n".join(f"  {key:<48} {value}" for key, value in lines.items())
+
+
+def _cut_share(config: RunConfig, data: TrainingData) -> str:
+    cut = {
+        "queries": float(np.mean(data.query_lengths == config.data.max_query_tokens)),
+        "passages": float(np.mean(data.passage_lengths == config.data.max_passage_tokens)),
+    }
+    return ", ".join(f"{name} {share:.1%}" for name, share in cut.items())
+
+
+def dry_run(config: RunConfig, world: int) -> str:
+    """Resolved config and derived numbers; opens the data, loads no weights."""
+    return f"{dump_config(config)}\n{describe_run(config, open_training_data(config, world), world)}"

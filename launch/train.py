@@ -1,0 +1,49 @@
+"""Train one run: accelerate launch launch/train.py CONFIG.yaml [section.key=value ...] [--dry-run [--ranks N]]
+
+Exit code 0: done; 2: a setting or an input is wrong; 3: stopped by a signal with a checkpoint, start again to go on.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from hybrid_scale import dist  # noqa: E402
+from hybrid_scale.config import RunConfig, load_config  # noqa: E402
+from hybrid_scale.data.text import TextEncoder  # noqa: E402
+from hybrid_scale.errors import HybridScaleError  # noqa: E402
+from hybrid_scale.retrieval.benchmark import evaluate_run  # noqa: E402
+from hybrid_scale.runs import RunDirectory  # noqa: E402
+from hybrid_scale.train.engine import Engine  # noqa: E402
+from hybrid_scale.train.run import dry_run, train  # noqa: E402
+
+
+def evaluate(config: RunConfig, run: RunDirectory, encoder: TextEncoder, engine: Engine, step: int | None) -> None:
+    evaluate_run(config, run, encoder, engine.embed, step)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and every derived number, train nothing")
+    parser.add_argument("--ranks", type=int, default=1, help="with --dry-run: the number of ranks to plan for")
+    arguments = parser.parse_args()
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.dry_run:
+            print(dry_run(config, arguments.ranks))
+            return 0
+        dist.start()
+        return 0 if train(config, evaluate) else 3
+    except HybridScaleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        dist.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
