@@ -9,8 +9,13 @@ Shapes: R rows, Q queries, P passages, J judgments.
 
 import gzip
 import hashlib
+import itertools
 import json
+import os
+import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,7 +26,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from hybrid_scale.errors import DataError, describe
-from hybrid_scale.runs import read_json, write_json
+from hybrid_scale.runs import read_json, write_json, write_text
 
 FORMAT = 1
 FLUSH_ROWS = 50_000
@@ -85,13 +90,19 @@ Record = Pair | Passage | Query | Judgment | Bad
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def open_text(path: Path) -> TextIO:
-    """A UTF-8 text file, gunzipped when its name ends in .gz. Raises DataError when it doesn't exist."""
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 text file, gunzipped when its name ends in .gz. Raises DataError: it doesn't exist, not UTF-8, a damaged .gz."""
     if not path.is_file():
         raise DataError(describe(str(path), "no such file", "this file is needed", "Check the path."))
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return open(path, encoding="utf-8")
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        found = error.object[error.start : error.end]
+        raise DataError(describe(str(path), found, "a text file must be UTF-8", "Convert it.")) from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(describe(str(path), str(error), "damaged gzip", "Fetch the file again.")) from None
 
 
 def either(path: Path) -> Path:
@@ -104,22 +115,26 @@ def either(path: Path) -> Path:
     return path
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | Bad]]:
-    """(`file:line`, parsed object or Bad) per line; blank lines are skipped."""
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(`file:line`, line without its end) per line that isn't blank."""
     with open_text(path) as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                yield where, Bad(where, describe(where, line.strip(), f"not JSON ({error.msg} at column {error.colno})"))
-                continue
-            if isinstance(value, dict):
-                yield where, value
-            else:
-                yield where, Bad(where, describe(where, value, "a row is a JSON object"))
+            if line.strip():
+                yield f"{path}:{number}", line.rstrip("\r\n")
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | Bad]]:
+    """(`file:line`, parsed object or Bad) per line; blank lines are skipped."""
+    for where, line in read_lines(path):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            yield where, Bad(where, describe(where, line.strip(), f"not JSON ({error.msg} at column {error.colno})"))
+            continue
+        if isinstance(value, dict):
+            yield where, value
+        else:
+            yield where, Bad(where, describe(where, value, "a row is a JSON object"))
 
 
 def text_field(where: str, row: dict[str, Any], key: str, default: str | None = None) -> str | Bad:
@@ -132,7 +147,18 @@ def text_field(where: str, row: dict[str, Any], key: str, default: str | None = 
         return Bad(where, describe(f"{where}: {key}", value, rule))
     if not value.strip():
         return Bad(where, describe(f"{where}: {key}", value, "empty text"))
+    if not _encodes(value):
+        return Bad(where, describe(f"{where}: {key}", value, "half of a surrogate pair is no text"))
     return value.strip()
+
+
+def _encodes(text: str) -> bool:
+    """JSON may spell half a surrogate pair (`\\ud83d`), which no UTF-8 file can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -184,7 +210,7 @@ class Rejects:
 
     def close(self) -> None:
         if self.path is not None:
-            self.path.write_text("".join(m + "\n" for m in self._messages), encoding="utf-8")
+            write_text(self.path, "".join(m + "\n" for m in self._messages))
 
 
 class _Codes:
@@ -197,10 +223,20 @@ class _Codes:
         return self.numbers.setdefault(text, len(self.numbers))
 
 
-def _new_directory(directory: Path) -> None:
-    if directory.exists() and any(directory.iterdir()):
-        raise DataError(describe(str(directory), "a non-empty folder", "prepared data is never overwritten", "Choose another --out."))
-    directory.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def _new_directory(directory: Path) -> Iterator[Path]:
+    """A sibling to fill; it becomes `directory` when the block ends well and is removed when it doesn't."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        found = "a non-empty folder" if directory.is_dir() else "a file"
+        raise DataError(describe(str(directory), found, "prepared data is never overwritten", "Choose another --out."))
+    directory = directory.resolve()
+    beside = directory.with_name(f".{directory.name}.{os.getpid()}.part")
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        os.replace(beside, directory)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _digest(text: str) -> bytes:
@@ -208,7 +244,7 @@ def _digest(text: str) -> bytes:
 
 
 class _PassageTable:
-    """Unique passages: one number per pid, and one pid per (language, text)."""
+    """Unique passages: one number per pid, and one number per text, whatever its pid and language."""
 
     def __init__(self, writer: _TextWriter):
         self.writer = writer
@@ -233,15 +269,33 @@ class _PassageTable:
         return number
 
 
-def write_pairs(records: Iterable[Record], directory: Path, source: dict[str, Any], rejects: Rejects | None = None) -> dict[str, Any]:
+def write(records: Iterable[Record], directory: Path, source: dict[str, Any], rejects: Rejects | None = None) -> dict[str, Any]:
+    """`write_pairs` or `write_retrieval`, whichever the first good record asks for."""
+    records = iter(records)
+    head: list[Record] = []
+    for record in records:
+        head.append(record)
+        if not isinstance(record, Bad):
+            break
+    training = not head or isinstance(head[-1], Pair | Bad)
+    return (write_pairs if training else write_retrieval)(itertools.chain(head, records), directory, source, rejects)
+
+
+def write_pairs(
+    records: Iterable[Record], directory: Path, source: dict[str, Any], rejects: Rejects | None = None
+) -> dict[str, Any]:
     """Check pairs and write them to the empty `directory`; returns the manifest.
 
     Rows are stored by group. Passages with equal text become one passage (counted in the manifest), so that one text
     is never another row's negative. Raises DataError: no pairs, duplicate id, two texts under one pid, a Bad row
-    without a reject file, `directory` not empty.
+    without a reject file, `directory` not empty. A failed write leaves nothing behind.
     """
     rejects = rejects or Rejects()
-    _new_directory(directory)
+    with _new_directory(directory) as beside:
+        return _fill_pairs(records, beside, source, rejects)
+
+
+def _fill_pairs(records: Iterable[Record], directory: Path, source: dict[str, Any], rejects: Rejects) -> dict[str, Any]:
     queries = _TextWriter(directory / "queries.arrow", ("id", "text"))
     passages = _PassageTable(_TextWriter(directory / "passages.arrow", ("id", "lang", "text")))
     groups, languages = _Codes(), _Codes()
@@ -278,7 +332,7 @@ def write_pairs(records: Iterable[Record], directory: Path, source: dict[str, An
     passages.writer.close()
     rejects.close()
     if not ids:
-        raise DataError(describe(str(directory), "no rows", "a training set needs at least one pair", f"Source: {source}."))
+        raise DataError(describe(f"source {source}", f"no good rows, {rejects.count} rejected", "a training set needs a pair"))
     return _finish_pairs(directory, columns, negatives, offsets, list(languages.numbers), passages, source, rejects)
 
 
@@ -299,7 +353,7 @@ def _finish_pairs(
     flat = np.asarray(negatives, np.int64)
     taken = np.concatenate([flat[s : s + c] for s, c in zip(starts, counts, strict=True)]) if len(flat) else flat
     row_family, passage_family = families(group[order], np.asarray(columns["passage"], np.int64)[order], passages.writer.count)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "query": order.astype(np.int64),
         "group": group[order],
         "passage": np.asarray(columns["passage"], np.int64)[order],
@@ -341,15 +395,22 @@ def families(group: np.ndarray, passage: np.ndarray, passages: int) -> tuple[np.
     return label[group].astype(np.int64), label[groups:].astype(np.int64)
 
 
-def write_retrieval(records: Iterable[Record], directory: Path, source: dict[str, Any], rejects: Rejects | None = None) -> dict[str, Any]:
+def write_retrieval(
+    records: Iterable[Record], directory: Path, source: dict[str, Any], rejects: Rejects | None = None
+) -> dict[str, Any]:
     """Check a corpus, its queries and judgments (in any order) and write them; returns the manifest.
 
     Raises DataError: duplicate ids, a judgment that names an unknown query or passage, a pair judged twice, no
     passages / queries / judgments, a Bad row without a reject file, `directory` not empty. Queries without a positive
-    judgment are kept and counted (`queries_without_relevant`); metrics say what they do with them.
+    judgment are kept and counted (`queries_without_relevant`); metrics say what they do with them. A failed write leaves
+    nothing behind.
     """
     rejects = rejects or Rejects()
-    _new_directory(directory)
+    with _new_directory(directory) as beside:
+        return _fill_retrieval(records, beside, source, rejects)
+
+
+def _fill_retrieval(records: Iterable[Record], directory: Path, source: dict[str, Any], rejects: Rejects) -> dict[str, Any]:
     corpus = _TextWriter(directory / "corpus.arrow", ("id", "lang", "text"))
     queries = _TextWriter(directory / "queries.arrow", ("id", "lang", "text", "group"))
     numbers: dict[str, dict[str, int]] = {"query": {}, "passage": {}}
@@ -361,7 +422,9 @@ def write_retrieval(records: Iterable[Record], directory: Path, source: dict[str
         elif isinstance(record, Judgment):
             judgments.append(record)
         elif isinstance(record, Pair):
-            raise DataError(describe(record.where, "a training pair", "a retrieval source yields passages, queries and judgments"))
+            raise DataError(
+                describe(record.where, "a training pair", "a retrieval source yields passages, queries and judgments")
+            )
         else:
             kind = "query" if isinstance(record, Query) else "passage"
             if record.id in numbers[kind]:
@@ -378,7 +441,7 @@ def write_retrieval(records: Iterable[Record], directory: Path, source: dict[str
     rejects.close()
     for what, count in (("passages", corpus.count), ("queries", queries.count), ("judgments", len(qrels))):
         if count == 0:
-            raise DataError(describe(str(directory), f"no {what}", f"a retrieval set needs {what}", f"Source: {source}."))
+            raise DataError(describe(f"source {source}", f"no good {what}", f"a retrieval set needs {what}"))
     np.save(directory / "qrels.npy", qrels)
     manifest = {
         "format": FORMAT,
@@ -448,12 +511,16 @@ class TextTable:
 
 def _open(directory: Path, kind: str) -> dict[str, Any]:
     if not (directory / "manifest.json").is_file():
-        raise DataError(describe(str(directory), "no manifest.json", "not a prepared data directory", "Make one with launch/prepare.py."))
+        raise DataError(
+            describe(str(directory), "no manifest.json", "not a prepared data directory", "Make one with launch/prepare.py.")
+        )
     manifest = read_json(directory / "manifest.json")
     if manifest["kind"] != kind:
         raise DataError(describe(str(directory), manifest["kind"], f"a prepared '{kind}' directory is needed here"))
     if manifest["format"] != FORMAT:
-        raise DataError(describe(str(directory), manifest["format"], f"this version reads format {FORMAT}", "Prepare the data again."))
+        raise DataError(
+            describe(str(directory), manifest["format"], f"this version reads format {FORMAT}", "Prepare the data again.")
+        )
     return manifest
 
 

@@ -1,0 +1,26 @@
+"""Translated sentences: rows {id, group, lang, text}; sentences of one group translate each other.
+
+Raw material of cross pairs only: a sentence paired with its own copy teaches nothing, so rows are marked `cross_only`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hybrid_scale.data.records import Pair, Record
+from hybrid_scale.data.sources.common import Languages, Row, converted, json_rows
+
+
+def read(paths: tuple[Path, ...], languages: tuple[str, ...] = ()) -> Iterator[Record]:
+    """Sentences of one or several JSON Lines files in `languages`; query and passage of a row are the same sentence."""
+    wanted = Languages(languages)
+    for path in paths:
+        yield from converted(json_rows(path), lambda row: _pair(row, wanted))
+    wanted.check(", ".join(map(str, paths)))
+
+
+def _pair(row: Row, wanted: Languages) -> Pair | None:
+    lang = row.text("lang")
+    if not wanted.keep(lang):
+        return None
+    name, text = row.text("id"), row.text("text")
+    return Pair(row.where, name, row.text("group"), name, lang, lang, text, text, cross_only=True)

@@ -1,0 +1,137 @@
+"""What the readers share: rows that know where they stand, wanted languages, qrels tables.
+
+Knows no data set.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybrid_scale.data.records import Bad, Judgment, Record, read_jsonl, read_lines, text_field
+from hybrid_scale.errors import DataError, describe
+
+
+class BadRow(Exception):
+    """Raised inside a converter; `converted` yields the Bad record that it carries."""
+
+    def __init__(self, bad: Bad):
+        super().__init__(bad.message)
+        self.bad = bad
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Fields of one input row and its place (`file:line`)."""
+
+    where: str
+    values: dict[str, Any]
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """Non-empty text; `default` where the key is absent or null. Raises BadRow."""
+        if default is not None and self.values.get(key) is None:
+            return default
+        value = text_field(self.where, self.values, key)
+        if isinstance(value, Bad):
+            raise BadRow(value)
+        return value
+
+    def titled(self, key: str) -> str:
+        """`title` + space + text; either alone where the other is empty (BEIR's convention). Raises BadRow when both are."""
+        parts = [name for name in ("title", key) if self.values.get(name) not in (None, "")]
+        return " ".join(self.text(name) for name in parts) if parts else self.text(key)
+
+    def integer(self, key: str) -> int:
+        """Raises BadRow."""
+        try:
+            return int(self.text(key))
+        except ValueError:
+            raise self.bad(key, "must be a whole number") from None
+
+    def bad(self, key: str, rule: str) -> BadRow:
+        return BadRow(Bad(self.where, describe(f"{self.where}: {key}", self.values.get(key), rule)))
+
+
+Converter = Callable[[Row], Record | None]
+
+
+def convert(row: Row, converter: Converter) -> Record | None:
+    """The converter's record, or the Bad record that it raised."""
+    try:
+        return converter(row)
+    except BadRow as error:
+        return error.bad
+
+
+def converted(rows: Iterator[Row | Bad], converter: Converter) -> Iterator[Record]:
+    """One record per row; a row is left out where the converter returns None."""
+    for row in rows:
+        record = row if isinstance(row, Bad) else convert(row, converter)
+        if record is not None:
+            yield record
+
+
+def json_rows(path: Path) -> Iterator[Row | Bad]:
+    """Rows of a JSON Lines file."""
+    for where, value in read_jsonl(path):
+        yield value if isinstance(value, Bad) else Row(where, value)
+
+
+def tsv_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
+    """Rows of a tab-separated file without a header and without quoting."""
+    for where, line in read_lines(path):
+        yield _split(where, line, "\t", columns)
+
+
+def trec_rows(path: Path) -> Iterator[Row | Bad]:
+    """Rows of TREC qrels (`query Q0 passage score`, any white space), under BEIR's column names."""
+    for where, line in read_lines(path):
+        yield _split(where, line, None, ("query-id", "Q0", "corpus-id", "score"))
+
+
+def qrels_rows(path: Path) -> Iterator[Row | Bad]:
+    """Rows of BEIR qrels. Raises DataError when the header isn't `query-id corpus-id score`."""
+    columns = ("query-id", "corpus-id", "score")
+    lines = read_lines(path)
+    where, header = next(lines, (f"{path}:1", ""))
+    if tuple(header.split("\t")) != columns:
+        raise DataError(describe(where, header, f"the header must be {' '.join(columns)}, separated by tabs"))
+    for where, line in lines:
+        yield _split(where, line, "\t", columns)
+
+
+def _split(where: str, line: str, separator: str | None, columns: Sequence[str]) -> Row | Bad:
+    cells = line.split(separator)
+    if len(cells) != len(columns):
+        return Bad(where, describe(where, line, f"a row has {len(columns)} columns ({' '.join(columns)}), not {len(cells)}"))
+    return Row(where, dict(zip(columns, cells, strict=True)))
+
+
+def judgment(row: Row, prefix: str = "") -> Judgment:
+    """A qrels row; `prefix` is put before both ids. Raises BadRow."""
+    return Judgment(row.where, prefix + row.text("query-id"), prefix + row.text("corpus-id"), row.integer("score"))
+
+
+class Languages:
+    """The languages asked for, and which of them the data held."""
+
+    def __init__(self, wanted: Sequence[str]):
+        self.wanted = frozenset(wanted)
+        self.met: set[str] = set()
+
+    def keep(self, *languages: str) -> bool:
+        """Whether a row in these languages is wanted; remembers them as met."""
+        self.met.update(languages)
+        return not self.wanted or self.wanted.issuperset(languages)
+
+    def check(self, where: str) -> None:
+        """Raises DataError when a language asked for never occurred. Call it after the last row."""
+        require_languages(where, sorted(self.wanted), self.met)
+
+
+def require_languages(where: str, wanted: Sequence[str], known: Sequence[str] | set[str]) -> None:
+    """Raises DataError naming the wanted languages that aren't known."""
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        remedy = f"Known: {', '.join(sorted(known))}."
+        raise DataError(describe(f"{where}: languages", ",".join(unknown), "the data doesn't hold them", remedy))

@@ -1,0 +1,86 @@
+"""A prepared directory in a few lines of text: sizes, languages, language pairs.
+
+Reads the manifest, the small arrays and the language columns; never a text.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hybrid_scale.data.records import Pairs, RetrievalSet
+from hybrid_scale.runs import read_json
+
+MOST_LINES = 40
+
+
+def summarize(directory: Path) -> str:
+    """The manifest's numbers, then rows per language pair (training) or judged queries per language pair (retrieval)."""
+    manifest = read_json(directory / "manifest.json")
+    numbers = [(key, value) for key, value in manifest.items() if isinstance(value, int) and key != "format"]
+    kind, languages, fingerprint = manifest["kind"], manifest["languages"], manifest["fingerprint"]
+    lines = [f"{directory}: {kind}, {len(languages)} languages, fingerprint {fingerprint[:12]}"]
+    lines += [f"  {key.replace('_', ' '):32} {value:>12,}" for key, value in numbers]
+    lines += pair_lines(Pairs(directory)) if kind == "pairs" else retrieval_lines(RetrievalSet(directory))
+    return "\n".join(lines)
+
+
+def pair_lines(pairs: Pairs) -> list[str]:
+    """Rows per (query language, passage language), and how many ordered cross pairs joining on the group would give."""
+    named = zip(np.asarray(pairs.query_lang).tolist(), np.asarray(pairs.passage_lang).tolist(), strict=True)
+    rows = Counter((pairs.languages[query], pairs.languages[passage]) for query, passage in named)
+    lines = [f"  {'rows marked cross only':32} {int(np.sum(pairs.cross_only)):>12,}"]
+    lines += [f"  {'hard negatives':32} {len(pairs.negatives):>12,}"]
+    lines += [f"  {'cross pairs within groups':32} {cross_pairs(pairs):>12,}", "  rows per query and passage language"]
+    counted = rows.most_common(MOST_LINES)
+    lines += [f"    {f'{query} -> {passage}':30} {count:>12,}" for (query, passage), count in counted]
+    rest = len(rows) - len(counted)
+    return [*lines, f"    and {rest} more language pairs"] if rest else lines
+
+
+def cross_pairs(pairs: Pairs) -> int:
+    """Ordered (row's query, other row's passage) of one group in two languages."""
+    languages, groups = len(pairs.languages), pairs.manifest["groups"]
+    queries, passages = (
+        np.bincount(np.asarray(pairs.group) * languages + column, minlength=groups * languages).reshape(groups, languages)
+        for column in (pairs.query_lang, pairs.passage_lang)
+    )
+    return int((queries.sum(1) * passages.sum(1) - (queries * passages).sum(1)).sum())
+
+
+def retrieval_lines(data: RetrievalSet) -> list[str]:
+    """Per language: passages, queries, and of these the queries with a relevant passage in each corpus language."""
+    languages = data.languages
+    code = {lang: number for number, lang in enumerate(languages)}
+    passage_lang = np.asarray([code[lang] for lang in data.corpus.column("lang")])
+    query_lang = np.asarray([code[lang] for lang in data.queries.column("lang")])
+    passages = np.bincount(passage_lang, minlength=len(languages))
+    queries = np.bincount(query_lang, minlength=len(languages))
+    table = answered(data, query_lang, passage_lang, len(languages))
+    lines = [f"  {'language':10} {'passages':>12} {'queries':>9} {'answered in own language':>26}"]
+    for number, lang in enumerate(languages):
+        lines.append(f"  {lang:10} {passages[number]:>12,} {queries[number]:>9,} {table[number, number]:>26,}")
+    return lines + _cross_lines(languages, queries, table)
+
+
+def answered(data: RetrievalSet, query_lang: np.ndarray, passage_lang: np.ndarray, languages: int) -> np.ndarray:
+    """[L, L] queries in language row that have a relevant passage in language column."""
+    relevant = np.asarray(data.qrels)[np.asarray(data.qrels)[:, 2] > 0]
+    seen = np.unique(relevant[:, 0] * languages + passage_lang[relevant[:, 1]])
+    table = np.zeros((languages, languages), np.int64)
+    np.add.at(table, (query_lang[seen // languages], seen % languages), 1)
+    return table
+
+
+def _cross_lines(languages: Sequence[str], queries: np.ndarray, table: np.ndarray) -> list[str]:
+    """Nothing for a monolingual set; one line when every query is answered everywhere; else the table."""
+    if not (table - np.diag(np.diag(table))).any():
+        return []
+    if (table == queries[:, None]).all():
+        return ["  every query has a relevant passage in every language"]
+    lines = ["  queries with a relevant passage in (row: query language, column: corpus language); the others are skipped there"]
+    lines.append("  " + " " * 6 + "".join(f"{lang:>8}" for lang in languages))
+    for lang, row in zip(languages, table.tolist(), strict=True):
+        lines.append(f"  {lang:6}" + "".join(f"{count:>8,}" for count in row))
+    return lines

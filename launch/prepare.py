@@ -1,0 +1,98 @@
+"""Raw data -> a checked, prepared directory.
+
+python launch/prepare.py demo --split train --out data/demo-train
+python launch/prepare.py xquad_r --path raw/xquad-r --languages en,de --out data/xquad-r
+python launch/prepare.py pairs --path a.jsonl.gz b.jsonl --out data/train --rejects rejects.jsonl --config run.yaml
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hybrid_scale.config import load_config
+from hybrid_scale.data.records import Record, Rejects, write
+from hybrid_scale.data.sources.registry import READERS, options, reader
+from hybrid_scale.data.summary import summarize
+from hybrid_scale.errors import ConfigError, HybridScaleError, describe
+
+PROGRESS_EVERY_ROWS = 100_000
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 2 with a message on stderr."""
+    given = _parser().parse_args(arguments)
+    try:
+        encoder = text_encoder(given.config) if given.config else None
+        chosen = options(given.source, _options(given))
+        records = _with_progress(reader(given.source)(**chosen))
+        write(records, given.out, {"name": given.source, **_plain(chosen)}, Rejects(given.rejects))
+        print(summarize(given.out))
+        if encoder is not None:
+            print("\n".join(write_token_lengths(given.out, encoder)))
+    except HybridScaleError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def text_encoder(config: Path) -> Any:
+    """The run's tokenizer and prompts. Loaded before the data is read, so that a wrong config costs nothing."""
+    from hybrid_scale.data.text import load_text_encoder
+
+    return load_text_encoder(load_config(config))
+
+
+def write_token_lengths(directory: Path, encoder: Any) -> list[str]:
+    """Count the tokens of every text, beside the data; returns a line per table."""
+    from hybrid_scale.data.text import write_length_tables
+
+    return [
+        f"  tokens of {name}: mean {table['mean']}, longest {table['longest']}, {table['at_limit']:.1%} at the limit"
+        for name, table in write_length_tables(directory, encoder).items()
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help=f"one of: {', '.join(READERS)}")
+    parser.add_argument("--out", type=Path, required=True, help="directory to make; must be absent or empty")
+    parser.add_argument("--path", nargs="+", help="file or folder of the source; several files for pairs and bitext")
+    parser.add_argument("--split")
+    parser.add_argument("--languages", help="comma-separated codes; all when left out")
+    parser.add_argument("--rejects", type=Path, help="list bad rows in this file instead of stopping at the first one")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="another option of the reader")
+    parser.add_argument("--config", type=Path, metavar="RUN.yaml", help="also count tokens with this run's tokenizer and prompts")
+    return parser
+
+
+def _options(given: argparse.Namespace) -> dict[str, str | list[str]]:
+    named = {"path": given.path, "split": given.split, "languages": given.languages}
+    chosen: dict[str, str | list[str]] = {key: value for key, value in named.items() if value}
+    for option in given.option:
+        key, equals, value = option.partition("=")
+        if not key or not equals:
+            raise ConfigError(describe("--option", option, "must read key=value"))
+        chosen[key] = value
+    return chosen
+
+
+def _plain(chosen: dict[str, Any]) -> dict[str, Any]:
+    """Options as JSON holds them."""
+    return json.loads(json.dumps(chosen, default=str))
+
+
+def _with_progress(records: Iterator[Record]) -> Iterator[Record]:
+    """The records, with their rate on stderr now and then."""
+    start = time.monotonic()
+    for number, record in enumerate(records, start=1):
+        yield record
+        if number % PROGRESS_EVERY_ROWS == 0:
+            print(f"{number:,} records, {number / (time.monotonic() - start):,.0f} a second", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
