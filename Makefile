@@ -14,8 +14,12 @@ scripts := $(wildcard .ci/* slurm/*.sbatch slurm/*.sh tests/*.sh)
 
 # No GPU, no model hub, one thread per rank; DeepSpeed's compiled parts in a folder of this checkout (a lock left by a killed
 # build would hang every later run), found with the ninja of VENV.
-cpu_env := PATH="$(bin):$$PATH" CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
-           TORCH_EXTENSIONS_DIR="$(CURDIR)/.cache/torch_extensions"
+quickstart test bench: export PATH := $(bin):$(PATH)
+quickstart test bench: export CUDA_VISIBLE_DEVICES :=
+quickstart test bench: export HF_HUB_OFFLINE := 1
+quickstart test bench: export OMP_NUM_THREADS := 1
+quickstart test bench: export TOKENIZERS_PARALLELISM := false
+quickstart test bench: export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 
 help:        ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -26,16 +30,16 @@ install:     ## a virtual environment with everything for tests, in VENV
 
 quickstart:  ## demo data, a tiny model, four arms on two processes, a report; its path is printed last
 	@$(install) cpu
-	# ---- quickstart recipe: begin (three doors, in this order) ----
-	$(cpu_env) $(bin)/python launch/prepare.py demo --split train data/demo/train
-	$(cpu_env) $(bin)/python launch/prepare.py demo --split test data/demo/test
-	$(cpu_env) $(bin)/python launch/prepare.py tiny-model --data data/demo/train models/tiny
-	$(cpu_env) $(bin)/python launch/study.py run launch/configs/quickstart.yaml
-	# ---- quickstart recipe: end (study.py prints the report's path last) ----
+# ---- quickstart recipe: begin (three doors, in this order) ----
+	$(bin)/python launch/prepare.py demo --split train data/demo/train
+	$(bin)/python launch/prepare.py demo --split test data/demo/test
+	$(bin)/python launch/prepare.py tiny-model --data data/demo/train models/tiny
+	$(bin)/python launch/study.py run launch/configs/quickstart.yaml
+# ---- quickstart recipe: end (study.py prints the report's path last) ----
 
 test:        ## all tests, on the CPU; ARGS="-k loss" picks some
 	@$(install) cpu dev
-	$(cpu_env) $(bin)/python -m pytest $(ARGS)
+	$(bin)/python -m pytest $(ARGS)
 
 lint:        ## ruff, mypy, shell scripts; changes nothing
 	@$(install) cpu dev
@@ -54,7 +58,7 @@ format:      ## sort imports, mend what ruff can mend, format
 bench:       ## every benchmark, one after another
 	@$(install) cpu dev bench
 	@for benchmark in $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))); do \
-	   echo "==== $$benchmark"; $(cpu_env) $(bin)/python "$$benchmark"; done
+	   echo "==== $$benchmark"; $(bin)/python "$$benchmark"; done
 
 clean:       ## caches and build results; data/, models/, runs/ and VENV stay
 	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist ./*.egg-info
