@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as c10d
 
-from hybrid_scale.errors import RunError
+from hybrid_scale.errors import HybridScaleError, RunError
 
 
 def backend() -> str:
@@ -37,6 +37,11 @@ def stop() -> None:
 
 def rank() -> int:
     return c10d.get_rank() if c10d.is_initialized() else 0
+
+
+def launched_rank() -> int:
+    """The rank that the launcher gave this process, known before the process group exists."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
@@ -130,3 +135,16 @@ def first_rank_does(action: Any) -> Any:
     if outcome[1] is not None:
         raise RunError(f"rank 0 failed: {outcome[1]}")
     return outcome[0]
+
+
+def together(action: Any) -> Any:
+    """Run `action()` on every rank; a HybridScaleError on any rank is raised on all, so that none waits for the failed one."""
+    result, failure = None, None
+    try:
+        result = action()
+    except HybridScaleError as error:
+        failure = error
+    failures = [error for error in gather_objects(failure) if error is not None]
+    if failures:
+        raise failures[0]
+    return result

@@ -1,0 +1,153 @@
+"""Run a function on W processes of one machine, as a launcher would: environment set, one thread each, no GPU.
+
+    results = run_ranks(function, 4, argument, timeout=60)
+
+The function is defined at the top of a module (it is pickled by name) and joins the process group itself. A rank that fails ends
+the run with its traceback; one that hangs, with the stacks of all ranks that were still running.
+"""
+
+import faulthandler
+import multiprocessing
+import os
+import socket
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+GRACE_SECONDS = 1.0
+"""After the first failure: time for the others to report theirs, which may be the cause."""
+
+
+class RanksFailed(AssertionError):
+    """A rank raised, died or hung. The message holds what is known of each failed rank."""
+
+
+def run_ranks(
+    function: Callable[..., Any], world: int, *args: Any, timeout: float = 120.0, environment: Mapping[str, str] | None = None
+) -> list[Any]:
+    """`function(*args)` on ranks 0 to world - 1; their results in rank order. `environment` is set in each before the call.
+
+    Raises RanksFailed. No process outlives the call.
+    """
+    context = _context()
+    shared = {**_launcher_environment(world), **(environment or {})}
+    with tempfile.TemporaryDirectory() as folder:
+        stacks = [Path(folder) / f"rank{rank}.txt" for rank in range(world)]
+        processes, pipes = [], []
+        try:
+            for rank in range(world):
+                ours, theirs = context.Pipe()
+                given = (rank, shared, stacks[rank], timeout, theirs, function, args)
+                processes.append(context.Process(target=_rank_main, args=given, daemon=True))
+                processes[-1].start()
+                theirs.close()  # so that a rank's death is seen as the end of its pipe
+                pipes.append(ours)
+            outcomes = _collect(pipes, timeout)
+        finally:
+            for pipe in pipes:
+                pipe.close()
+            _end(processes)
+        failures = _failures(outcomes, processes, stacks, timeout)
+    if failures:
+        raise RanksFailed("\n\n".join(failures))
+    return [outcomes[rank][1] for rank in range(world)]
+
+
+def _context() -> ForkServerContext:
+    """Ranks are forked from a server process that has imported tests/preload.py."""
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if str(ROOT) not in paths:  # Python 3.11's fork server doesn't learn our sys.path before it preloads
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, paths)])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.preload"])
+    return context
+
+
+def _launcher_environment(world: int) -> dict[str, str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+def _rank_main(
+    rank: int,
+    shared: dict[str, str],
+    stacks: Path,
+    timeout: float,
+    pipe: Connection,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
+    """The life of one rank: report ("result", value) or ("error", traceback), then stay until all have reported.
+
+    A rank 0 that left early would take the store with it through which the others still find each other.
+    """
+    os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank))
+    with open(stacks, "w") as file:
+        faulthandler.dump_traceback_later(0.9 * timeout, file=file)
+        try:
+            import torch
+
+            torch.set_num_threads(1)
+            pipe.send(("result", function(*args)))
+        except BaseException:
+            pipe.send(("error", traceback.format_exc()))
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    pipe.poll(timeout)  # ends when the parent closes its side
+
+
+def _collect(pipes: list[Connection], timeout: float) -> dict[int, tuple[str, Any]]:
+    """What each rank reported; ("died", None) for a closed pipe; nothing for a rank that was still running at the end."""
+    outcomes: dict[int, tuple[str, Any]] = {}
+    end = time.monotonic() + timeout
+    while len(outcomes) < len(pipes) and time.monotonic() < end:
+        waiting = {pipe: rank for rank, pipe in enumerate(pipes) if rank not in outcomes}
+        for pipe in wait(list(waiting), timeout=max(0.0, end - time.monotonic())):
+            assert isinstance(pipe, Connection)
+            rank = waiting[pipe]
+            try:
+                outcomes[rank] = pipe.recv()
+            except (EOFError, ConnectionError):
+                outcomes[rank] = ("died", None)
+            if outcomes[rank][0] != "result":
+                end = min(end, time.monotonic() + GRACE_SECONDS)
+    return outcomes
+
+
+def _end(processes: list[ForkServerProcess]) -> None:
+    for process in processes:
+        process.join(GRACE_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _failures(
+    outcomes: dict[int, tuple[str, Any]], processes: list[ForkServerProcess], stacks: list[Path], timeout: float
+) -> list[str]:
+    """One paragraph a failed rank, in the order of the reports. Ranks still running count when nothing else explains them."""
+    failures = []
+    for rank, (kind, value) in outcomes.items():
+        if kind == "error":
+            failures.append(f"rank {rank} failed:\n{value}")
+        elif kind == "died":
+            failures.append(f"rank {rank} died without a word, exit code {processes[rank].exitcode}")
+    if not failures:
+        for rank in sorted(set(range(len(processes))) - set(outcomes)):
+            failures.append(f"rank {rank} was still running after {timeout:g} s:\n{stacks[rank].read_text()}")
+    return failures
