@@ -1,0 +1,114 @@
+"""Open given embeddings of a retrieval set: two matrices and the ids of their rows.
+
+    DIR/corpus.npy   DIR/corpus_ids.txt     float16 or float32 [passages, dimensions], one id a line
+    DIR/queries.npy  DIR/queries_ids.txt    the same for queries
+
+Rows may be in any order; ids must be those of the retrieval set, each once. The corpus stays on disk (memory-mapped), and each
+rank opens an equal slice of its rows.
+Knows no model and no measure.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hybrid_scale import dist
+from hybrid_scale.data.records import RetrievalSet, TextTable
+from hybrid_scale.errors import DataError, describe
+from hybrid_scale.retrieval.index import Shard
+
+SHOWN_IDS = 3
+
+
+def open_embeddings(directory: Path | str, task: RetrievalSet) -> tuple[np.ndarray, Shard]:
+    """Query vectors float32 [Q, D] in the task's order, and this rank's shard of the corpus.
+
+    Raises DataError (on every rank): a file is missing or not an array, rows and ids differ in number, ids that the task
+    doesn't know or that are missing, an id twice, NaN or infinity, queries and corpus of different dimensions.
+    """
+    return dist.together(lambda: _open(Path(directory), task))
+
+
+def _open(directory: Path, task: RetrievalSet) -> tuple[np.ndarray, Shard]:
+    queries, query_ids, query_numbers = _rows(directory, "queries", task.queries, task.name)
+    corpus, corpus_ids, corpus_numbers = _rows(directory, "corpus", task.corpus, task.name)
+    if queries.shape[1] != corpus.shape[1]:
+        found = f"{queries.shape[1]} and {corpus.shape[1]}"
+        raise DataError(describe(f"{directory}: dimensions of queries and corpus", found, "both come from one model"))
+    ordered = np.empty(queries.shape, np.float32)
+    ordered[query_numbers] = queries
+    _check_finite(queries, directory / "queries.npy", query_ids)
+    first, end = (len(corpus) * part // dist.world_size() for part in (dist.rank(), dist.rank() + 1))
+    name = lambda row: f"{directory / 'corpus.npy'}: row {first + row} (id {corpus_ids[first + row].as_py()!r})"  # noqa: E731
+    return ordered, Shard(corpus_numbers[first:end], corpus[first:end], name)
+
+
+def _rows(directory: Path, kind: str, table: TextTable, task: str) -> tuple[np.ndarray, pa.Array, np.ndarray]:
+    """The matrix of a kind, the ids of its rows, and the number of each row in the task."""
+    vectors = _open_matrix(directory / f"{kind}.npy")
+    ids = read_ids(directory / f"{kind}_ids.txt")
+    if len(vectors) != len(ids):
+        found = f"{len(vectors)} rows and {len(ids)} ids"
+        raise DataError(describe(f"{directory}: {kind}.npy and {kind}_ids.txt", found, "every row has one id"))
+    return vectors, ids, _match(ids, table.table.column("id"), f"{directory / f'{kind}_ids.txt'}", task)
+
+
+def _open_matrix(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise DataError(describe(str(path), "no such file", "embeddings are corpus.npy and queries.npy with their ids"))
+    try:
+        vectors = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path}: not a NumPy array: {error}.") from None
+    if vectors.ndim != 2 or vectors.dtype not in (np.float16, np.float32):
+        rule = "float16 or float32 with shape [rows, dimensions]"
+        raise DataError(describe(str(path), f"{vectors.dtype} {vectors.shape}", rule, "Save it with astype(numpy.float32)."))
+    return vectors
+
+
+def read_ids(path: Path) -> pa.Array:
+    """The lines of a UTF-8 file as text, without one Python object a line: corpora have tens of millions."""
+    if not path.is_file():
+        raise DataError(describe(str(path), "no such file", "the ids of the rows, one a line, are needed"))
+    raw = path.read_bytes().replace(b"\r\n", b"\n")
+    data = np.frombuffer(raw if raw.endswith(b"\n") or not raw else raw + b"\n", np.uint8)
+    ends = np.flatnonzero(data == ord("\n"))
+    offsets = np.concatenate([[0], ends - np.arange(len(ends))]).astype(np.int64)  # as if the newlines were gone
+    text = np.delete(data, ends)
+    ids = pa.LargeStringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(text))
+    try:
+        ids.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not UTF-8 text: {error}.") from None
+    return ids
+
+
+def _match(ids: pa.Array, known: pa.ChunkedArray, where: str, task: str) -> np.ndarray:
+    """Position of each id among the known ones; together they are all of those."""
+    numbers = pc.index_in(ids, value_set=known)
+    unknown = ids.filter(pc.is_null(numbers))
+    if len(unknown):
+        raise DataError(describe(where, _some(unknown), f"{len(unknown)} ids that '{task}' doesn't hold"))
+    missing = known.filter(pc.invert(pc.is_in(known, value_set=ids)))
+    if len(missing):
+        raise DataError(describe(where, _some(missing), f"{len(missing)} ids of '{task}' have no row"))
+    if len(ids) != len(known):
+        counts = pc.value_counts(ids)
+        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+        raise DataError(describe(where, _some(twice), "ids with more than one row"))
+    return numbers.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _some(ids: pa.Array | pa.ChunkedArray) -> str:
+    shown = ", ".join(ids.slice(0, SHOWN_IDS).to_pylist())
+    return shown + (", ..." if len(ids) > SHOWN_IDS else "")
+
+
+def _check_finite(vectors: np.ndarray, path: Path, ids: pa.Array) -> None:
+    bad = np.argwhere(~np.isfinite(vectors))
+    if len(bad):
+        row, column = (int(value) for value in bad[0])
+        where = f"{path}: row {row} (id {ids[row].as_py()!r}), dimension {column}"
+        raise DataError(describe(where, float(vectors[row, column]), "vectors are finite"))

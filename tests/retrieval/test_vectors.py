@@ -1,0 +1,111 @@
+"""Given embeddings: any order of rows, slices of ranks, and the message of each thing that can be wrong."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hybrid_scale import dist
+from hybrid_scale.data.records import RetrievalSet
+from hybrid_scale.errors import DataError
+from hybrid_scale.retrieval.vectors import open_embeddings, read_ids
+from tests.ranks import run_ranks
+from tests.retrieval.worlds import vectors, write_embeddings, write_task
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> RetrievalSet:
+    return write_task(tmp_path / "little")
+
+
+@pytest.fixture
+def folder(task: RetrievalSet, tmp_path: Path) -> Path:
+    return write_embeddings(tmp_path / "vectors", task)
+
+
+def test_rows_are_matched_by_id(task: RetrievalSet, folder: Path) -> None:
+    queries, shard = open_embeddings(folder, task)
+    expected_queries, expected_corpus = vectors(task)
+    np.testing.assert_array_equal(queries, expected_queries)
+    np.testing.assert_array_equal(shard.vectors, expected_corpus[shard.numbers])
+    assert sorted(shard.numbers) == list(range(len(task.corpus)))
+    assert isinstance(shard.vectors.base, np.memmap)
+    assert shard.vectors.dtype == np.float16
+
+
+def held(data: Path, folder: Path) -> list[int] | str:
+    dist.start()
+    try:
+        return open_embeddings(folder, RetrievalSet(data))[1].numbers.tolist()
+    except DataError as error:
+        return str(error)
+
+
+def test_ranks_divide_the_corpus_and_fail_together(task: RetrievalSet, folder: Path) -> None:
+    parts = run_ranks(held, 4, task.directory, folder)
+    assert [len(part) for part in parts] == [9, 9, 9, 9]
+    assert sorted(number for part in parts for number in part) == list(range(36))
+    corpus = np.load(folder / "corpus.npy")
+    corpus[35, 2] = np.inf  # in the last rank's slice only
+    np.save(folder / "corpus.npy", corpus)
+    messages = run_ranks(held, 2, task.directory, folder)
+    assert messages[0] == messages[1]
+    assert "row 35 (id " in messages[0]
+
+
+def change(name: str, how: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], object]:
+    return lambda folder: np.save(folder / name, how(np.load(folder / name)))
+
+
+def change_ids(name: str, how: Callable[[list[str]], list[str]]) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text("\n".join(how((folder / name).read_text().split())))
+
+
+def with_nan(vectors: np.ndarray) -> np.ndarray:
+    vectors[3, 1] = np.nan
+    return vectors
+
+
+WRONG = [
+    (lambda folder: (folder / "corpus.npy").unlink(), r"corpus\.npy: found 'no such file'"),
+    (lambda folder: (folder / "queries_ids.txt").unlink(), r"queries_ids\.txt: found 'no such file'"),
+    (lambda folder: (folder / "corpus.npy").write_bytes(b"hello"), r"corpus\.npy: not a NumPy array"),
+    (change("corpus.npy", lambda v: v[1:]), r"corpus\.npy and corpus_ids\.txt: found '35 rows and 36 ids'; every row has one id"),
+    (change("corpus.npy", lambda v: v.astype(np.float64)), r"found 'float64 \(36, 8\)'; float16 or float32"),
+    (change("corpus.npy", lambda v: v[:, 0]), r"found 'float16 \(36,\)'"),
+    (change("corpus.npy", lambda v: v[:, :5]), r"dimensions of queries and corpus: found '8 and 5'"),
+    (change("corpus.npy", with_nan), r"corpus\.npy: row 3 \(id '\w\w:\w\d'\), dimension 1: found nan"),
+    (change("queries.npy", with_nan), r"queries\.npy: row 3 \(id '\w\w:q\d'\), dimension 1: found nan"),
+    (
+        change_ids("corpus_ids.txt", lambda ids: ["alien", *ids[1:]]),
+        r"corpus_ids\.txt: found 'alien'; 1 ids that 'little' doesn't hold",
+    ),
+    (
+        change_ids("corpus_ids.txt", lambda ids: [ids[1], *ids[1:]]),
+        r"corpus_ids\.txt: found '\w\w:\w\d'; 1 ids of 'little' have no row",
+    ),
+    (lambda folder: (folder / "corpus_ids.txt").write_bytes(b"\xff\n" * 36), r"corpus_ids\.txt: not UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
+def test_what_is_wrong_is_named(task: RetrievalSet, folder: Path, spoil: Callable[[Path], None], message: str) -> None:
+    spoil(folder)
+    with pytest.raises(DataError, match=message):
+        open_embeddings(folder, task)
+
+
+def test_an_id_with_two_rows_is_named(task: RetrievalSet, folder: Path) -> None:
+    change("corpus.npy", lambda v: np.vstack([v, v[:1]]))(folder)
+    change_ids("corpus_ids.txt", lambda ids: [*ids, "de:p1"])(folder)
+    with pytest.raises(DataError, match="found 'de:p1'; ids with more than one row"):
+        open_embeddings(folder, task)
+
+
+def test_lines_end_with_newline_only(tmp_path: Path) -> None:
+    path = tmp_path / "ids.txt"
+    path.write_bytes("a\r\nb c\u2028d\n\nénd".encode())
+    assert read_ids(path).to_pylist() == ["a", "b c\u2028d", "", "énd"]
+    path.write_bytes(b"")
+    assert read_ids(path).to_pylist() == []
