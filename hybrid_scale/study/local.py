@@ -1,0 +1,231 @@
+"""Run a study's runs one after another on this machine.
+
+A run that is done is skipped, any other is started or resumed; a failure is recorded and the next run starts. All that is
+known of a run comes from its directory: no output is parsed. Knows no torch and nothing of what training does.
+"""
+
+import fcntl
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from hybrid_scale.errors import RunError, describe
+from hybrid_scale.runs import RunDirectory
+from hybrid_scale.study.grid import LaunchSettings, Plan, PlannedRun
+
+Command = Callable[[PlannedRun], list[str]]
+
+BUILT = (
+    *("--use_deepspeed", "--deepspeed_multinode_launcher", "standard", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no"),
+)
+LINE_EVERY_SECONDS = 30.0
+"""Pause between two progress lines where the output isn't a terminal."""
+
+
+def accelerate_command(launch: LaunchSettings, train_script: Path) -> Command:
+    """How a run is started: `accelerate launch` with this study's settings.
+
+    The DeepSpeed launcher serves both engines: it starts one process per rank on a machine with or without GPUs, whereas
+    Accelerate's plain CPU launcher needs mpirun. `standard` keeps it from looking for hosts (SLURM.md).
+    """
+    arguments = BUILT if launch.command is None else launch.command
+
+    def command(run: PlannedRun) -> list[str]:
+        start = [sys.executable, "-m", "accelerate.commands.launch", *arguments, "--num_processes", str(launch.processes)]
+        return [*start, "--main_process_port", str(_free_port()), str(train_script), str(run.directory / "config.yaml")]
+
+    return command
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(processes: int) -> dict[str, str]:
+    """This process's environment with the expected world, and one thread per rank where there is no NVIDIA device."""
+    env = {**os.environ, "HS_EXPECT_WORLD": str(processes)}
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        env.setdefault("OMP_NUM_THREADS", "1")
+    return env
+
+
+def run_study(plan: Plan, command: Command, output: TextIO = sys.stdout, poll_seconds: float = 1.0) -> list[PlannedRun]:
+    """Run what isn't done; returns the runs that aren't done afterwards.
+
+    Raises RunError before the first start: a directory holds another config, or the study is running already.
+    """
+    with _only_one(plan.directory), _terminate_as_interrupt():
+        for run in plan.runs:
+            RunDirectory(run.directory).create(run.config)
+        env = environment(plan.config.launch.processes)
+        for position, run in enumerate(plan.runs, start=1):
+            label = f"[{position}/{len(plan.runs)}] {run.id}"
+            if RunDirectory(run.directory).status()["status"] == "done":
+                print(f"{label}: done already", file=output, flush=True)
+            else:
+                _run_one(run, command(run), env, _Line(label, output), poll_seconds)
+    return [run for run in plan.runs if RunDirectory(run.directory).status()["status"] != "done"]
+
+
+@contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """Hold the study's lock; the kernel frees it when this process ends, however it ends."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / "study.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            remedy = "Wait for it, or stop it."
+            raise RunError(describe(str(directory), "a lock", "this study is running already", remedy)) from None
+        yield
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM raises SystemExit here, so that a child is told and waited for."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_one(run: PlannedRun, command: list[str], env: Mapping[str, str], line: "_Line", poll_seconds: float) -> None:
+    directory = RunDirectory(run.directory)
+    directory.set_status("queued")  # so that a failure before the trainer's first word isn't mistaken for an old one
+    begun = time.monotonic()
+    with open(run.directory / "train.log", "ab") as log:
+        log.write(f"$ {shlex.join(command)}\n".encode())
+        log.flush()
+        try:
+            child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
+        except OSError as error:
+            directory.set_status("failed", reason=f"the command couldn't be started: {error}")
+        else:
+            _follow(child, run, line, poll_seconds)
+            _record_end(directory, child.returncode)
+    line.end(_outcome(directory, time.monotonic() - begun))
+
+
+def _follow(child: subprocess.Popen[bytes], run: PlannedRun, line: "_Line", poll_seconds: float) -> None:
+    """Show progress until the child ends. An interrupted study waits for its child, which saves a checkpoint first."""
+    progress = Progress(run)
+    try:
+        while child.poll() is None:
+            line.show(progress.text())
+            _wait(child, poll_seconds)
+    except KeyboardInterrupt:  # the terminal has sent SIGINT to the child too
+        line.end("interrupted; waiting for the run to save")
+        child.wait()
+        raise
+    except BaseException:
+        child.terminate()
+        child.wait()
+        raise
+
+
+def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(seconds)
+
+
+def _record_end(directory: RunDirectory, code: int) -> None:
+    """Set `failed` where the trainer couldn't: it was killed, or it ended without a word."""
+    status = directory.status()["status"]
+    if status not in ("done", "preempted", "failed"):
+        ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+        reason = f"ended with {ended} while its status was '{status}'; see train.log"
+        directory.set_status("failed", reason=reason, exit_code=code)
+
+
+def _outcome(directory: RunDirectory, seconds: float) -> str:
+    status = directory.status()
+    reason = f": {status['reason']}" if status.get("reason") else ""
+    return f"{status['status']}{reason} ({clock(seconds)})"
+
+
+class Progress:
+    """Step, loss and time left of a run, read from `metrics.jsonl`.
+
+    Time left comes from the steps seen since this object was made, so a resumed run's earlier pace doesn't count.
+    """
+
+    def __init__(self, run: PlannedRun):
+        self.directory = RunDirectory(run.directory)
+        self.max_steps = run.config.training.max_steps
+        self.first: tuple[float, int] | None = None
+        self.read_at_size = -1
+        self.last: dict[str, Any] = {}
+
+    def text(self) -> str:
+        self._read()
+        if not self.last:
+            return "starting"
+        left = self._seconds_left()
+        loss = f", loss {self.last['loss']:.4f}" if "loss" in self.last else ""
+        return f"step {self.last['step']}/{self.max_steps}{loss}" + (f", {clock(left)} left" if left is not None else "")
+
+    def _read(self) -> None:
+        size = self.directory.metrics_file.stat().st_size if self.directory.metrics_file.exists() else 0
+        if size == self.read_at_size:
+            return
+        self.read_at_size = size
+        metrics = self.directory.metrics()
+        self.last = metrics[-1] if metrics else {}
+        if self.last and self.first is None:
+            self.first = (time.monotonic(), self.last["step"])
+
+    def _seconds_left(self) -> float | None:
+        if self.first is None or self.last["step"] <= self.first[1]:
+            return None
+        step: int = self.last["step"]
+        pace = (time.monotonic() - self.first[0]) / (step - self.first[1])
+        return pace * (self.max_steps - step)
+
+
+class _Line:
+    """One run's progress: rewritten in place on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, label: str, output: TextIO):
+        self.label = label
+        self.output = output
+        self.live = output.isatty()
+        self.shown = ""
+        self.shown_at = -LINE_EVERY_SECONDS
+
+    def show(self, text: str) -> None:
+        now = time.monotonic()
+        if text == self.shown or (not self.live and now - self.shown_at < LINE_EVERY_SECONDS):
+            return
+        self._write(text, end="" if self.live else "\n")
+        self.shown, self.shown_at = text, now
+
+    def end(self, text: str) -> None:
+        self._write(text, end="\n")
+
+    def _write(self, text: str, end: str) -> None:
+        start, clear = ("\r", "\x1b[K") if self.live else ("", "")
+        print(f"{start}{self.label}: {text}{clear}", end=end, file=self.output, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 for an hour, two minutes and three seconds; 2:03 below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
