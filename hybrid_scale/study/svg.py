@@ -1,0 +1,70 @@
+"""A matplotlib figure as inline SVG that follows the page: its font, its light or dark colours, ids of its own.
+
+The only place that knows matplotlib's SVG dialect; what is plotted is none of its business.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Stand-ins: drawn with these colours, written as the variables, which the page sets for light and dark.
+INK, MUTED, GRID, PAPER = "#1c2128", "#59636f", "#d8dee5", "#fefefe"
+ARM_COLOURS = ("#0068a8", "#c24f00", "#007a5c", "#a3327a", "#7a6200", "#4a45a0", "#536070", "#007f96")
+ARM_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
+VARIABLES = {
+    **{INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"},
+    **{colour: f"--arm-{position}" for position, colour in enumerate(ARM_COLOURS)},
+}
+
+UNITS_PER_INCH = 72  # of the SVG's own coordinates; fonts are in the same units
+
+STYLE: dict[Any, Any] = {
+    **{"svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif", "font.size": 11},
+    **{"text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": GRID, "axes.linewidth": 1.0},
+    **{"xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED},
+    **{"xtick.major.size": 0, "ytick.major.size": 0, "axes.spines.top": False, "axes.spines.right": False},
+    **{"axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.8, "axes.axisbelow": True},
+    **{"figure.facecolor": "none", "axes.facecolor": "none", "lines.linewidth": 2.0},
+}
+
+
+@contextmanager
+def canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of `width` x `height` SVG units with one set of axes, in the house style while the block lasts."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width / UNITS_PER_INCH, height / UNITS_PER_INCH), layout="constrained")
+        yield figure, figure.subplots()
+
+
+def inline(figure: Figure, key: str, title: str) -> str:
+    """The figure as an `<svg>` element; `key` makes its ids unique on the page, `title` names it for screen readers."""
+    buffer = io.StringIO()
+    # The salt makes the file the same each time it is written.
+    with mpl.rc_context({"svg.hashsalt": key, **STYLE}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    drawn = buffer.getvalue()
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)
+    assert box is not None
+    body = re.sub(
+        r"<metadata>.*?</metadata>|<style.*?</style>", "", drawn[drawn.index(">", drawn.index("<svg")) + 1 :], flags=re.S
+    )
+    name = f'role="img" aria-labelledby="{key}-title"'
+    size = f'viewBox="0 0 {box[1]} {box[2]}" style="--natural: {float(box[1]):.0f}px"'
+    return f'<svg class="plot" {name} {size}><title id="{key}-title">{escape(title)}</title>{_adapted(body, key)}'.strip()
+
+
+def _adapted(body: str, key: str) -> str:
+    body = re.sub(r'\bid="', f'id="{key}-', body)
+    body = re.sub(r'(?:xlink:)?href="#', f'href="#{key}-', body)
+    body = body.replace("url(#", f"url(#{key}-")
+    body = re.sub(r"font-family: [^;\"]*;?\s*", "", body)
+    for colour, variable in VARIABLES.items():
+        body = body.replace(colour, f"var({variable})")
+    return re.sub(r"\s*\n\s*", " ", body)
