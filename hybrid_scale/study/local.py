@@ -118,8 +118,10 @@ def _run_one(run: PlannedRun, command: list[str], env: Mapping[str, str], line: 
         except OSError as error:
             directory.set_status("failed", reason=f"the command couldn't be started: {error}")
         else:
-            _follow(child, run, line, poll_seconds)
-            _record_end(directory, child.returncode)
+            try:
+                _follow(child, run, line, poll_seconds)
+            finally:
+                _record_end(directory, child.returncode)
     line.end(_outcome(directory, time.monotonic() - begun))
 
 

@@ -28,6 +28,7 @@ from hybrid_scale.study.scores import (
     Metric,
     Score,
     arms,
+    crosses_languages,
     final_values,
     headline_metrics,
     tasks,
@@ -160,7 +161,7 @@ def _task(plan: Plan, collected: Collected, name: str, position: int, look: Mapp
         plots=_task_plots(collected, name, key, found, metrics, start, look),
         matrices=_matrices(collected, name, key),
         data=_means(found),
-        multilingual=any("cross_map" in arm.scores or "multi_map" in arm.scores for arm in found),
+        multilingual=crosses_languages(found),
     )
 
 
@@ -282,7 +283,7 @@ def _matrix_plots(values: pd.DataFrame, name: str, key: str) -> tuple[Plot, ...]
     """One heat map an arm (mean over its seeds), on one colour scale."""
     rows = values[values["metric"] == name]
     means = rows.groupby(["arm", "language", "passage_language"], sort=False)["value"].mean()
-    if means.empty:
+    if means.index.get_level_values("passage_language").nunique() < 2:
         return ()
     limits = (float(means.min()), float(means.max()))
     return tuple(

@@ -124,8 +124,14 @@ def untrained(collected: Collected, task: str) -> dict[str, dict[str, Score]]:
 
 
 def headline_metrics(found: list[Arm]) -> tuple[Metric, ...]:
-    """The columns of a task's first table: the multilingual measures where the task has them, else the usual ones."""
+    """The columns of a task's first table: the study's measures where the task crosses languages, else the usual ones."""
     keys = {key for arm in found for key in arm.scores}
-    if keys & {"cross_map", "multi_map"} or not keys:
+    if crosses_languages(found) or not keys:
         return MULTILINGUAL
-    return tuple(metric for metric in MONOLINGUAL if metric.key in keys)
+    known = tuple(metric for metric in MONOLINGUAL if metric.key in keys)
+    return known or tuple(Metric(key, key) for key in sorted(keys)[:5])
+
+
+def crosses_languages(found: list[Arm]) -> bool:
+    """Whether queries have relevant passages in other languages; the predictions speak of such tasks alone."""
+    return any("cross_map" in arm.scores for arm in found)

@@ -132,6 +132,7 @@ def test_a_study_runs_once_at_a_time_and_stops_with_its_child(plan: Plan, tmp_pa
             run(plan, fake(tmp_path))
         other.send_signal(signal.SIGTERM)
         assert other.wait(20) == 128 + signal.SIGTERM
+        assert status(plan.runs[0])["reason"] == "ended with signal 15 while its status was 'running'; see train.log"
         assert not (plan.runs[1].directory / "train.log").exists()
     finally:
         other.kill()

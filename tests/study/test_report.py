@@ -130,10 +130,21 @@ def test_a_task_in_one_language_is_shown_but_not_judged(tmp_path: Path) -> None:
     plan = fabricated(tmp_path, seeds=[0])
     for run in plan.runs:
         measured = {"task": "nq", "step": 20, "languages": ["en"], "metrics": {"ndcg@10": 0.4, "mono_map": None}}
+        measured["map_matrix"] = {"query_languages": ["en"], "passage_languages": ["en"], "values": [[0.4]]}
         write_json(RunDirectory(run.directory).evaluation_file("nq"), measured)
-    text = squeezed(page(plan).text)
+    html = render(plan, collect(plan))
+    text = squeezed(Page(html).text)
+    assert "nq: mAP by query and passage language" not in text
     assert "nDCG@10" in text
     assert "the predictions can't be judged on this task" in text
+
+
+def test_measures_that_arent_known_here_are_shown_all_the_same(tmp_path: Path) -> None:
+    plan = fabricated(tmp_path, seeds=[0])
+    for run in plan.runs:
+        measured = {"task": "odd", "step": 20, "metrics": {"precision@7": 0.25}}
+        write_json(RunDirectory(run.directory).evaluation_file("odd"), measured)
+    assert "precision@7" in page(plan).text
 
 
 def made(scores: dict[str, dict[str, float]], *others: dict[str, dict[str, float]]) -> list[Arm]:
