@@ -39,7 +39,8 @@ def main() -> int:
         dist.start()
         return 0 if train(config, evaluate) else 3
     except HybridScaleError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if dist.launched_rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
         dist.stop()

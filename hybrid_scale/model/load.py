@@ -40,8 +40,7 @@ def load_embedder(settings: ModelSettings, seed: int, adapter: Path | None = Non
     if settings.gradient_checkpointing:
         # Reentrant: the only form that lets ZeRO-3 free a gathered 4-bit weight between forward and backward
         # (bitsandbytes keeps a view of it on the autograd node otherwise).
-        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-        backbone.enable_input_require_grads()
+        backbone.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
     embedder = Embedder(backbone, settings.pooling, settings.attention)
     if adapter is not None:
         load_trained(embedder, adapter)

@@ -56,6 +56,7 @@ def make_accelerator(config: RunConfig, run_directory: Path) -> Accelerator:
     """Accelerate on the process group of `dist`, with the run's trackers. Raises RunError when its world differs."""
     options: dict[str, Any] = {"log_with": list(config.training.trackers) or None, "project_dir": str(run_directory)}
     if config.training.engine == "deepspeed":
+        _quiet_deepspeed()
         plugin = DeepSpeedPlugin(hf_ds_config=read_deepspeed_config(config), zero3_init_flag=False)
         # Without a GPU, Accelerate takes a DeepSpeed world for a single process unless the backend is named.
         accelerator = Accelerator(
@@ -66,6 +67,14 @@ def make_accelerator(config: RunConfig, run_directory: Path) -> Accelerator:
     if accelerator.num_processes != dist.world_size():
         raise RunError(f"Accelerate counts {accelerator.num_processes} ranks, the process group has {dist.world_size()}.")
     return accelerator
+
+
+def _quiet_deepspeed() -> None:
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # A C++ op for inference that DeepSpeed would compile on a CPU; a killed build hangs every later start.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def read_deepspeed_config(config: RunConfig) -> dict[str, Any]:
@@ -165,11 +174,6 @@ class DeepSpeedEngine:
     """DeepSpeed ZeRO-1, 2 or 3. Micro-batches are accumulated here, not by DeepSpeed's counter."""
 
     def __init__(self, embedder: Embedder, settings: OptimizerSettings, accelerator: Accelerator):
-        import deepspeed.ops
-
-        # A C++ op for inference that DeepSpeed would compile on a CPU; a killed build hangs every later start.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self.names = [name for name, p in embedder.named_parameters() if p.requires_grad]
         trained = [p for p in embedder.parameters() if p.requires_grad]
         self.engine, _ = accelerator.prepare(embedder, _adamw(trained, settings))
