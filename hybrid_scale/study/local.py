@@ -28,7 +28,7 @@ BUILT = (
     *("--use_deepspeed", "--deepspeed_multinode_launcher", "standard", "--num_machines", "1"),
     *("--mixed_precision", "no", "--dynamo_backend", "no"),
 )
-LINE_EVERY_SECONDS = 30.0
+LINE_EVERY_SECONDS = 10.0
 """Pause between two progress lines where the output isn't a terminal."""
 
 
