@@ -10,6 +10,7 @@ SHELL         := bash
 
 bin     := $(abspath $(VENV))/bin
 install = PYTHON="$(PYTHON)" .ci/install "$(VENV)"
+demo_languages := ar,de,en,es,ru,zh
 scripts := $(wildcard .ci/* slurm/*.sbatch slurm/*.sh tests/*.sh)
 
 # No GPU, no model hub, one thread per rank; DeepSpeed's compiled parts in a folder of this checkout (a lock left by a killed
@@ -28,14 +29,12 @@ help:        ## this list
 install:     ## a virtual environment with everything for tests, in VENV
 	@$(install) cpu dev
 
-quickstart:  ## demo data, a tiny model, four arms on two processes, a report; its path is printed last
+quickstart:  ## demo data, a tiny model, four arms and a QLoRA run on two processes, a report; its path is printed last
 	@$(install) cpu
-# ---- quickstart recipe: begin (three doors, in this order) ----
-	$(bin)/python launch/prepare.py demo --split train data/demo/train
-	$(bin)/python launch/prepare.py demo --split test data/demo/test
-	$(bin)/python launch/prepare.py tiny-model --data data/demo/train models/tiny
+	[ -d data/demo/train ] || $(bin)/python launch/prepare.py demo --split train --languages $(demo_languages) --out data/demo/train
+	[ -d data/demo/test ] || $(bin)/python launch/prepare.py demo --split test --languages $(demo_languages) --out data/demo/test
+	[ -d models/tiny ] || $(bin)/python launch/tiny_model.py data/demo/train --layers 1 --vocabulary 5000 --out models/tiny
 	$(bin)/python launch/study.py run launch/configs/quickstart.yaml
-# ---- quickstart recipe: end (study.py prints the report's path last) ----
 
 test:        ## all tests, on the CPU; ARGS="-k loss" picks some
 	@$(install) cpu dev

@@ -197,7 +197,8 @@ class TrainingSettings(Section):
 
 class EvaluationSettings(Section):
     top_k: Annotated[int, Field(ge=10)] = 100
-    store_embeddings: bool = False
+    before_training: bool = False
+    """Also score the untrained model, as step 0."""
 
 
 class RunConfig(Section):

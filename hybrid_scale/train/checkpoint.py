@@ -27,14 +27,13 @@ def config_digest(config: RunConfig) -> str:
     return hashlib.sha256(dump_config(config).encode()).hexdigest()[:16]
 
 
-def save(run: RunDirectory, engine: Engine, embedder: Embedder, step: int, facts: dict[str, Any], keep: int) -> Path:
+def save(run: RunDirectory, engine: Engine, embedder: Embedder, step: int, facts: dict[str, Any], keep: int) -> None:
     """Write `checkpoints/step_N` after `step` finished steps, and remove all but the `keep` newest. Collective."""
     weights, moments = engine.weights(), engine.moments()
     random_states = dist.gather_arrays(torch.get_rng_state().numpy()[None, :])
     folder = run.checkpoints / f"step_{step:08d}"
     dist.first_rank_does(lambda: _write(folder, embedder, weights, moments, random_states, {"step": step, **facts}))
     dist.first_rank_does(lambda: _prune(run, keep))
-    return folder
 
 
 def _write(

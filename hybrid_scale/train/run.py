@@ -104,10 +104,12 @@ def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopR
         data,
         engine,
         evaluate=lambda step: evaluate(config, run, data.encoder, engine, step),
-        save=lambda step: checkpoint.save(run, engine, embedder, step, facts, config.training.keep_checkpoints) and None,
+        save=lambda step: checkpoint.save(run, engine, embedder, step, facts, config.training.keep_checkpoints),
         track=lambda values, step: accelerator.log(values, step=step),
         stop=stop,
     )
+    if config.evaluation.before_training and first_step == 0:
+        trainer.evaluate(0)
     done = trainer.train(first_step)
     if done:
         evaluate(config, run, data.encoder, engine, None)

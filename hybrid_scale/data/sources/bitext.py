@@ -14,11 +14,12 @@ def read(paths: tuple[Path, ...], languages: tuple[str, ...] = ()) -> Iterator[R
     """Sentences of one or several JSON Lines files in `languages`; query and passage of a row are the same sentence."""
     wanted = Languages(languages)
     for path in paths:
-        yield from converted(json_rows(path), lambda row: _pair(row, wanted))
+        yield from converted(json_rows(path), lambda row: wanted_sentence(row, wanted))
     wanted.check(", ".join(map(str, paths)))
 
 
-def _pair(row: Row, wanted: Languages) -> Pair | None:
+def wanted_sentence(row: Row, wanted: Languages) -> Pair | None:
+    """The row as a Pair of the sentence with itself, None where its language isn't wanted. Raises BadRow."""
     lang = row.text("lang")
     if not wanted.keep(lang):
         return None

@@ -1,7 +1,8 @@
 """Training rows in JSON Lines: one query with its positive passage, and hard negatives where there are any.
 
 Fields: id, query, passage, query_lang; group, pid (both default to id), passage_lang (defaults to query_lang), title
-(put before the passage), negatives (a list of texts or of {pid, text}).
+(put before the passage), negatives (a list of texts or of {pid, text}). A row with `text` in place of query and passage is
+a translated sentence (sources/bitext.py), so that one training set may hold both.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_scale.data.records import Pair, Record
+from hybrid_scale.data.sources.bitext import wanted_sentence
 from hybrid_scale.data.sources.common import Languages, Row, converted, json_rows
 
 
@@ -26,6 +28,8 @@ def read(paths: tuple[Path, ...], languages: tuple[str, ...] = (), lang: str = "
 
 def wanted_pair(row: Row, wanted: Languages, lang: str = "") -> Pair | None:
     """The row as a Pair, None where its languages aren't wanted. Raises BadRow."""
+    if "text" in row.values and "query" not in row.values:
+        return wanted_sentence(row, wanted)
     query_lang = row.text("query_lang", lang or None)
     passage_lang = row.text("passage_lang", query_lang)
     if not wanted.keep(query_lang, passage_lang):
