@@ -140,12 +140,18 @@ class ModelSettings(Section):
     def _weights_can_be_trained(self) -> Self:
         if self.lora is None and self.quantization == "none" and self.dtype != "float32":
             raise ConfigError(
-                describe("model.dtype", self.dtype, "full fine-tuning updates the weights themselves, too small for bfloat16",
-                         "Set model.dtype: float32, or train LoRA.")
+                describe(
+                    "model.dtype",
+                    self.dtype,
+                    "full fine-tuning updates the weights themselves, too small for bfloat16",
+                    "Set model.dtype: float32, or train LoRA.",
+                )
             )
         if self.quantization == "nf4" and self.lora is None:
             raise ConfigError(
-                describe("model.lora", None, "4-bit weights can't be trained themselves", "Set model.lora, or quantization: none.")
+                describe(
+                    "model.lora", None, "4-bit weights can't be trained themselves", "Set model.lora, or quantization: none."
+                )
             )
         return self
 
@@ -223,8 +229,12 @@ class RunConfig(Section):
         for key in ("max_tokens_per_micro_batch", "max_tokens_per_embedding_batch"):
             if getattr(self.training, key) < longest:
                 raise ConfigError(
-                    describe(f"training.{key}", getattr(self.training, key), f"one text may have {longest} tokens",
-                             "Raise it, or lower data.max_passage_tokens.")
+                    describe(
+                        f"training.{key}",
+                        getattr(self.training, key),
+                        f"one text may have {longest} tokens",
+                        "Raise it, or lower data.max_passage_tokens.",
+                    )
                 )
         if self.optimizer.warmup_steps >= self.training.max_steps and self.optimizer.warmup_steps:
             raise ConfigError(

@@ -1,10 +1,12 @@
-"""Score given embeddings on a prepared retrieval set.
+"""Score a trained run, an untrained model or given embeddings on a prepared retrieval set.
 
-    python launch/evaluate.py DATA_DIR --embeddings DIR --out FILE.json
+    accelerate launch launch/evaluate.py DATA_DIR --run RUN_DIR --out FILE.json
+    accelerate launch launch/evaluate.py DATA_DIR --config RUN.yaml --out FILE.json
     accelerate launch launch/evaluate.py DATA_DIR --embeddings DIR --out FILE.json
 
-DIR holds corpus.npy, corpus_ids.txt, queries.npy and queries_ids.txt. Every process searches its slice of the corpus; the
-numbers don't depend on how many there are. They are defined in hybrid_scale/retrieval/evaluate.py.
+--run takes the latest checkpoint of a run directory, --config the base model of a run's YAML as it is. DIR holds corpus.npy,
+corpus_ids.txt, queries.npy and queries_ids.txt. Every process encodes and searches its share; the numbers don't depend on how
+many there are (`python launch/evaluate.py` is one). They are defined in hybrid_scale/retrieval/evaluate.py.
 """
 
 import argparse
@@ -12,18 +14,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hybrid_scale import dist
+from hybrid_scale.config import load_config
 from hybrid_scale.data.records import RetrievalSet
-from hybrid_scale.errors import HybridScaleError
+from hybrid_scale.data.text import load_text_encoder
+from hybrid_scale.errors import HybridScaleError, RunError, describe
+from hybrid_scale.model.load import load_embedder
+from hybrid_scale.retrieval.encode import encode_corpus, encode_queries
 from hybrid_scale.retrieval.evaluate import evaluate
+from hybrid_scale.retrieval.index import Shard
 from hybrid_scale.retrieval.vectors import open_embeddings
-from hybrid_scale.runs import write_json
+from hybrid_scale.runs import RunDirectory, write_json
+from hybrid_scale.train.checkpoint import latest
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="prepared retrieval set (launch/prepare.py)")
     source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="run directory: its latest checkpoint is scored")
+    source.add_argument("--config", type=Path, help="YAML of a run: its base model is scored, untrained")
     source.add_argument("--embeddings", type=Path, help="folder with the vectors of its corpus and queries")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--top-k", type=int, default=100, help="results a query in --run-file (default 100)")
@@ -42,12 +54,28 @@ def summary(result: dict[str, Any]) -> str:
     return "\n".join([head, *lines, *notes])
 
 
+def encode(chosen: argparse.Namespace, task: RetrievalSet) -> tuple[np.ndarray, Shard]:
+    """Vectors of all queries and of this rank's share of the corpus, by a replica of the model on each rank."""
+    run = RunDirectory(chosen.run) if chosen.run else None
+    config = run.config() if run else load_config(chosen.config)
+    checkpoint = latest(run) if run else None
+    if run and checkpoint is None:
+        raise RunError(describe(str(run.checkpoints), "no complete checkpoint", "a trained run is needed", "Train it first."))
+    embedder = load_embedder(config.model, config.run.seed, checkpoint / "adapter" if checkpoint else None)
+    embedder = embedder.to(dist.device()).eval()
+    encoder, tokens = load_text_encoder(config), config.training.max_tokens_per_embedding_batch
+    return (
+        encode_queries(task, encoder, lambda batch: embedder(**batch), tokens),
+        Shard(*encode_corpus(task, encoder, lambda batch: embedder(**batch), tokens)),
+    )
+
+
 def main(given: list[str] | None = None) -> int:
     chosen = arguments(given)
     try:
         dist.start()
         task = RetrievalSet(chosen.data)
-        queries, shard = open_embeddings(chosen.embeddings, task)
+        queries, shard = open_embeddings(chosen.embeddings, task) if chosen.embeddings else encode(chosen, task)
         result = evaluate(task, queries, shard, chosen.top_k, chosen.run_file)
         dist.first_rank_does(lambda: write_json(chosen.out, result))
         if dist.rank() == 0:

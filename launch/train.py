@@ -10,14 +10,14 @@ from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from hybrid_scale import dist  # noqa: E402
-from hybrid_scale.config import RunConfig, load_config  # noqa: E402
-from hybrid_scale.data.text import TextEncoder  # noqa: E402
-from hybrid_scale.errors import HybridScaleError  # noqa: E402
-from hybrid_scale.retrieval.benchmark import evaluate_run  # noqa: E402
-from hybrid_scale.runs import RunDirectory  # noqa: E402
-from hybrid_scale.train.engine import Engine  # noqa: E402
-from hybrid_scale.train.run import dry_run, train  # noqa: E402
+from hybrid_scale import dist
+from hybrid_scale.config import RunConfig, load_config
+from hybrid_scale.data.text import TextEncoder
+from hybrid_scale.errors import HybridScaleError
+from hybrid_scale.retrieval.benchmark import evaluate_run
+from hybrid_scale.runs import RunDirectory
+from hybrid_scale.train.engine import Engine
+from hybrid_scale.train.run import dry_run, train
 
 
 def evaluate(config: RunConfig, run: RunDirectory, encoder: TextEncoder, engine: Engine, step: int | None) -> None:
@@ -28,7 +28,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and every derived number, train nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved config and every derived number, train nothing"
+    )
     parser.add_argument("--ranks", type=int, default=1, help="with --dry-run: the number of ranks to plan for")
     arguments = parser.parse_args()
     try:

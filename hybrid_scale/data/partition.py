@@ -60,8 +60,12 @@ def partition(lengths: np.ndarray, world: int, max_tokens: int) -> Plan:
     """
     if len(lengths) and lengths.max() > max_tokens:
         raise ConfigError(
-            describe("training.max_tokens_per_micro_batch", max_tokens, f"a text has {lengths.max()} tokens",
-                     "Raise it, or lower data.max_passage_tokens.")
+            describe(
+                "training.max_tokens_per_micro_batch",
+                max_tokens,
+                f"a text has {lengths.max()} tokens",
+                "Raise it, or lower data.max_passage_tokens.",
+            )
         )
     order = np.argsort(-lengths, kind="stable")
     descending = lengths[order]

@@ -13,13 +13,14 @@ Terms and batch types: SCIENCE of the README; LAReQA (2004.05484) and 2408.10536
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from hybrid_scale.config import SamplerSettings
 from hybrid_scale.data.records import Pairs
 from hybrid_scale.data.shuffle import draw, generator, mix
-from hybrid_scale.data.strata import Kind, MonoStratum, Stratum, open_strata
+from hybrid_scale.data.strata import Kind, Stratum, open_strata
 from hybrid_scale.errors import ConfigError, describe
 
 MIN_POOLS_PER_DEAL = 16
@@ -218,15 +219,17 @@ class HybridSampler:
         if not wanted:
             return
         held = np.diff(self.pairs.negative_offsets)
-        used = np.concatenate(
-            [s.rows if isinstance(s, MonoStratum) else np.flatnonzero(s.allowed) for stream in self.streams.values() for s in stream.strata]  # type: ignore[attr-defined]
-        )
+        used = np.concatenate([s.passage_rows() for stream in self.streams.values() for s in stream.strata])
         short = used[held[used] < wanted]
         if len(short):
             name = self.pairs.queries.column("id", self.pairs.query[short[:1]])[0]
             raise ConfigError(
-                describe("sampler.hard_negatives", wanted, f"{len(short)} rows have fewer, the first is '{name}' with {held[short[0]]}",
-                         f"Use at most {held[used].min()}, or mine more.")
+                describe(
+                    "sampler.hard_negatives",
+                    wanted,
+                    f"{len(short)} rows have fewer, the first is '{name}' with {held[short[0]]}",
+                    f"Use at most {held[used].min()}, or mine more.",
+                )
             )
 
     # ----------------------------------------------------------------------------------- which pools a step draws
@@ -242,7 +245,7 @@ class HybridSampler:
         plans: list[list[str]] = []
         for count in mono_of_step:
             plan = [f"mono:{next(languages)}" for _ in range(count)]
-            if settings.composition == "composed" and self.other_rows or not count:
+            if (settings.composition == "composed" and self.other_rows) or not count:
                 plan.append("cross")
             plans.append(plan)
         return plans
@@ -318,7 +321,9 @@ class HybridSampler:
             "composition": settings.composition,
             "rows per global batch": settings.global_batch,
             "mono rows per global batch": (
-                self.mono_pools * self.mono_pool_rows if settings.composition == "composed" else self.mono_share * settings.global_batch
+                self.mono_pools * self.mono_pool_rows
+                if settings.composition == "composed"
+                else self.mono_share * settings.global_batch
             ),
             "pools": {name: f"{s.pool_rows} rows of {sum(x.size for x in s.strata):,} pairs" for name, s in self.streams.items()},
             "steps per epoch of each stream": {
@@ -351,7 +356,7 @@ def assemble(
     hard: list[np.ndarray] = []
     row_column = np.empty(len(query_rows), np.int64)
     offsets = [0]
-    for start, end in zip(row_offsets[:-1], row_offsets[1:], strict=True):
+    for start, end in pairwise(row_offsets):
         drawn = negatives[start:end].ravel()
         held, inverse = np.unique(np.concatenate([passage_of_row[start:end], drawn]), return_inverse=True)
         row_column[start:end] = offsets[-1] + inverse[: end - start]

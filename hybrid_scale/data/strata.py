@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -24,8 +24,11 @@ Kind = Literal["mono", "cross"]
 class Stratum(Protocol):
     """Equally likely (query row, passage row) pairs of one query language."""
 
-    language: str
-    size: int
+    @property
+    def language(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
 
     def elements(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pair numbers [n] -> (query rows [n], passage rows [n])."""
@@ -33,6 +36,10 @@ class Stratum(Protocol):
 
     def family_counts(self, family: np.ndarray, families: int) -> np.ndarray:
         """Pairs of each family [families]; `family` is the row's family [R]."""
+        ...
+
+    def passage_rows(self) -> np.ndarray:
+        """Rows that may give the positive."""
         ...
 
 
@@ -53,6 +60,9 @@ class MonoStratum:
 
     def family_counts(self, family: np.ndarray, families: int) -> np.ndarray:
         return np.bincount(family[self.rows], minlength=families)
+
+    def passage_rows(self) -> np.ndarray:
+        return self.rows
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,9 @@ class CrossStratum:
         counts = np.bincount(family[self.rows], weights=np.diff(self.offsets), minlength=families)
         return counts.astype(np.int64)
 
+    def passage_rows(self) -> np.ndarray:
+        return np.flatnonzero(self.allowed)
+
 
 def open_strata(pairs: Pairs, kind: Kind, languages: tuple[str, ...], allow_same: bool) -> list[Stratum]:
     """The non-empty strata of a kind, in the order of `languages` (empty: all of the data).
@@ -110,22 +123,31 @@ def open_strata(pairs: Pairs, kind: Kind, languages: tuple[str, ...], allow_same
     for language in languages:
         if language not in pairs.languages:
             raise ConfigError(
-                describe("sampler.languages", language, f"the training data in {pairs.directory} has no such language",
-                         nearest(language, pairs.languages))
+                describe(
+                    "sampler.languages",
+                    language,
+                    f"the training data in {pairs.directory} has no such language",
+                    nearest(language, pairs.languages),
+                )
             )
     wanted = languages or tuple(pairs.languages)
-    settings = {"kind": kind, "languages": wanted, "allow_same": allow_same and kind == "cross", "data": pairs.fingerprint}
+    settings: dict[str, Any] = {
+        "kind": kind,
+        "languages": list(wanted),
+        "allow_same": allow_same and kind == "cross",
+        "data": pairs.fingerprint,
+    }
     folder = pairs.directory / "index" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     if not (folder / "settings.json").is_file():
         _build(pairs, folder, settings)
     return _load(pairs, folder, read_json(folder / "settings.json"))
 
 
-def _build(pairs: Pairs, folder: Path, settings: dict[str, object]) -> None:
+def _build(pairs: Pairs, folder: Path, settings: dict[str, Any]) -> None:
     """Write the index beside and rename; two builders of the same index write the same bytes."""
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     beside.mkdir(parents=True, exist_ok=True)
-    languages: list[str] = list(settings["languages"])  # type: ignore[call-overload]
+    languages: list[str] = settings["languages"]
     chosen = np.isin(np.arange(len(pairs.languages)), [pairs.languages.index(name) for name in languages])
     if settings["kind"] == "cross":
         group_start = np.searchsorted(pairs.group, np.arange(int(pairs.group[-1]) + 2))
@@ -165,12 +187,12 @@ def _partner_counts(pairs: Pairs, group_start: np.ndarray, allowed: np.ndarray, 
     return partners - np.where(found, counts[np.minimum(at, max(len(held) - 1, 0))] if len(held) else 0, 0)
 
 
-def _load(pairs: Pairs, folder: Path, settings: dict[str, object]) -> list[Stratum]:
+def _load(pairs: Pairs, folder: Path, settings: dict[str, Any]) -> list[Stratum]:
     def load(name: str) -> np.ndarray:
         return np.load(folder / f"{name}.npy", mmap_mode="r")
 
     strata: list[Stratum] = []
-    for language in settings["languages"]:  # type: ignore[attr-defined]
+    for language in settings["languages"]:
         code = pairs.languages.index(language)
         rows = load(f"{code}.rows")
         if len(rows) == 0:
@@ -179,7 +201,17 @@ def _load(pairs: Pairs, folder: Path, settings: dict[str, object]) -> list[Strat
             strata.append(MonoStratum(language, rows))
         else:
             strata.append(
-                CrossStratum(language, rows, load(f"{code}.offsets"), load("group_start"), pairs.group, load("allowed"),
-                             pairs.query_lang, pairs.passage_lang, pairs.cross_only, bool(settings["allow_same"]))
+                CrossStratum(
+                    language,
+                    rows,
+                    load(f"{code}.offsets"),
+                    load("group_start"),
+                    pairs.group,
+                    load("allowed"),
+                    pairs.query_lang,
+                    pairs.passage_lang,
+                    pairs.cross_only,
+                    bool(settings["allow_same"]),
+                )
             )
     return strata

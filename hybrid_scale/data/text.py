@@ -84,8 +84,12 @@ def _end_token(tokenizer: PreTrainedTokenizerBase, asked: str | None) -> int:
     token = asked if asked is not None else tokenizer.eos_token
     if token is None:
         raise ModelError(
-            describe("model.end_token", None, "the tokenizer has no eos_token, and last-token pooling needs an end token",
-                     "Name a token of its vocabulary.")
+            describe(
+                "model.end_token",
+                None,
+                "the tokenizer has no eos_token, and last-token pooling needs an end token",
+                "Name a token of its vocabulary.",
+            )
         )
     number = tokenizer.get_vocab().get(str(token))
     if number is None:

@@ -82,11 +82,16 @@ def _load_backbone(settings: ModelSettings) -> Any:
 
 def _add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> PeftModel:
     targets = settings.targets if settings.targets == "all-linear" else list(settings.targets)
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets)  # type: ignore[arg-type]
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            return get_peft_model(backbone, config)  # type: ignore[arg-type,return-value]
+            return get_peft_model(backbone, config)
         except ValueError as error:
             raise ModelError(describe("model.lora.targets", settings.targets, str(error))) from None
 
@@ -117,14 +122,14 @@ def load_trained(embedder: Embedder, folder: Path) -> None:
 def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
     if found != expected:
         missing, unknown = sorted(expected - found)[:5], sorted(found - expected)[:5]
-        raise ModelError(f"{path}: {len(expected - found)} weights are missing {missing}, {len(found - expected)} unknown {unknown}.")
+        raise ModelError(
+            f"{path}: {len(expected - found)} weights are missing {missing}, {len(found - expected)} unknown {unknown}."
+        )
 
 
 def count_parameters(settings: ModelSettings) -> ParameterCounts:
     """Weights by how they are held, from a skeleton without storage (the `meta` device)."""
-    config = AutoConfig.from_pretrained(
-        settings.base, revision=settings.revision, trust_remote_code=settings.trust_remote_code
-    )
+    config = AutoConfig.from_pretrained(settings.base, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
     with torch.device("meta"):
         backbone = AutoModel.from_config(config, trust_remote_code=settings.trust_remote_code)
     linear = sum(m.weight.numel() for m in backbone.modules() if isinstance(m, nn.Linear))

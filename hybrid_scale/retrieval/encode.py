@@ -40,8 +40,10 @@ def encode_share(
 
 
 def _say(role: Role, done: int, total: int, texts: int, elapsed: float) -> None:
+    what = "queries" if role == "query" else "passages"
     left = elapsed / done * (total - done)
-    print(f"encoding {role}s: {done}/{total} micro-batches  {texts / elapsed:.0f} texts/s  left {left:.0f} s", file=sys.stderr, flush=True)
+    line = f"encoding {what}: {done}/{total} micro-batches  {texts / elapsed:.0f} texts/s  left {left:.0f} s"
+    print(line, file=sys.stderr, flush=True)
 
 
 def encode_queries(task: RetrievalSet, encoder: TextEncoder, embed: Embed, max_tokens: int) -> np.ndarray:

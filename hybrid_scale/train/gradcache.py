@@ -34,9 +34,7 @@ class Share:
     """Real texts of each micro-batch."""
 
 
-def forward_backward(
-    engine: Engine, share: Share, plan: Plan, targets: Targets, settings: LossSettings, direct: bool
-) -> float:
+def forward_backward(engine: Engine, share: Share, plan: Plan, targets: Targets, settings: LossSettings, direct: bool) -> float:
     """Accumulate the gradient of the whole batch's loss; returns that loss, equal on every rank.
 
     `direct` needs a plan of one micro-batch a rank and saves the second pass.

@@ -53,8 +53,12 @@ def plan_step(data: TrainingData, config: RunConfig, world: int, step: int) -> S
     plan = partition(lengths, world, training.max_tokens_per_micro_batch)
     if training.passes == "direct" and plan.rounds > 1:
         raise ConfigError(
-            describe("training.passes", "direct", f"step {step} needs {plan.rounds} micro-batches a rank",
-                     "Use auto, or raise training.max_tokens_per_micro_batch.")
+            describe(
+                "training.passes",
+                "direct",
+                f"step {step} needs {plan.rounds} micro-batches a rank",
+                "Use auto, or raise training.max_tokens_per_micro_batch.",
+            )
         )
     return Step(batch, plan, direct=plan.rounds == 1 and training.passes != "two_pass")
 
@@ -150,7 +154,9 @@ class Trainer:
         if dist.rank() != 0:
             return
         self.run.append_metrics(record)
-        self.track({key: record[key] for key in ("loss", "learning_rate", "gradient_norm", "seconds", "peak_gib")}, record["step"])
+        self.track(
+            {key: record[key] for key in ("loss", "learning_rate", "gradient_norm", "seconds", "peak_gib")}, record["step"]
+        )
         done, total = record["step"], self.config.training.max_steps
         elapsed = time.monotonic() - self._started
         left = elapsed / (done - first_step) * (total - done)

@@ -37,8 +37,12 @@ def open_training_data(config: RunConfig, world: int) -> TrainingData:
     """Everything a batch needs, checked. Raises ConfigError or DataError before any model is loaded."""
     if config.sampler.global_batch < world:
         raise ConfigError(
-            describe("sampler.global_batch", config.sampler.global_batch, f"{world} ranks need at least a row each",
-                     "Use fewer ranks or a larger batch.")
+            describe(
+                "sampler.global_batch",
+                config.sampler.global_batch,
+                f"{world} ranks need at least a row each",
+                "Use fewer ranks or a larger batch.",
+            )
         )
     pairs = Pairs(config.data.train)
     encoder = load_text_encoder(config)
@@ -97,22 +101,28 @@ def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopR
     if dist.rank() == 0:
         write_json(run.manifest_file, manifest(config, data))
     accelerator.init_trackers(config.run.name, {"config": dump_config(config)})
+
+    def evaluate_now(step: int | None) -> None:
+        embedder.eval()  # no dropout
+        evaluate(config, run, data.encoder, engine, step)
+        embedder.train()
+
     facts = {"data": data.pairs.fingerprint, "config": checkpoint.config_digest(config), "world_size": dist.world_size()}
     trainer = Trainer(
         config,
         run,
         data,
         engine,
-        evaluate=lambda step: evaluate(config, run, data.encoder, engine, step),
+        evaluate=evaluate_now,
         save=lambda step: checkpoint.save(run, engine, embedder, step, facts, config.training.keep_checkpoints),
         track=lambda values, step: accelerator.log(values, step=step),
         stop=stop,
     )
     if config.evaluation.before_training and first_step == 0:
-        trainer.evaluate(0)
+        evaluate_now(0)
     done = trainer.train(first_step)
     if done:
-        evaluate(config, run, data.encoder, engine, None)
+        evaluate_now(None)
         say(f"done in {time.monotonic() - started:.0f} s: {run.path}")
     accelerator.end_training()
     return done

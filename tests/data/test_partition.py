@@ -33,7 +33,7 @@ def test_invariants(lengths, world, budget):
 def padded_runs(lengths: np.ndarray, budget: int) -> list[int]:
     """Greedy runs over descending lengths, by plain counting."""
     runs: list[int] = []
-    room, longest = 0, 0
+    longest = 0
     for length in sorted(lengths.tolist(), reverse=True):
         if runs and (runs[-1] + 1) * longest <= budget:
             runs[-1] += 1

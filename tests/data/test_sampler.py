@@ -27,9 +27,7 @@ def settings_of(**changes) -> SamplerSettings:
 
 def rows_by_pool(batch: GlobalBatch) -> list[tuple[str, np.ndarray, np.ndarray]]:
     spans = zip(batch.row_offsets[:-1], batch.row_offsets[1:], strict=True)
-    return [
-        (name, batch.query_rows[a:b], batch.passage_rows[a:b]) for name, (a, b) in zip(batch.pools, spans, strict=True)
-    ]
+    return [(name, batch.query_rows[a:b], batch.passage_rows[a:b]) for name, (a, b) in zip(batch.pools, spans, strict=True)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,10 +64,12 @@ def test_batch_types_are_those_of_the_paper(data, arm, composition):
             if name == "cross":
                 assert (query_lang != passage_lang).all()
             elif name == "mixed":
-                assert (query_lang == passage_lang).all() and len(set(query_lang)) > 1
+                assert (query_lang == passage_lang).all()
+                assert len(set(query_lang)) > 1
             else:
                 language = data.languages.index(name.removeprefix("mono:"))
-                assert (query_lang == language).all() and (passage_lang == language).all()
+                assert (query_lang == language).all()
+                assert (passage_lang == language).all()
     expected = {
         "mono": {f"mono:{x}" for x in LANGUAGES},
         "cross": {"cross"},
@@ -182,7 +182,9 @@ def test_partners_equal_brute_force_on_ragged_groups(tmp_path):
     }
 
 
-@pytest.mark.parametrize(("weights", "expected"), [("uniform", [1 / 2, 1 / 2]), ("size", [4 / 5, 1 / 5]), ("power", [2 / 3, 1 / 3])])
+@pytest.mark.parametrize(
+    ("weights", "expected"), [("uniform", [1 / 2, 1 / 2]), ("size", [4 / 5, 1 / 5]), ("power", [2 / 3, 1 / 3])]
+)
 def test_language_weights(tmp_path, weights, expected):
     rows = [(f"e{i}", f"e{i}", "en", "en") for i in range(400)] + [(f"d{i}", f"d{i}", "de", "de") for i in range(100)]
     data = pairs_from(rows, tmp_path / "train")
@@ -197,7 +199,9 @@ def test_hard_negatives_are_columns_of_the_pool(tmp_path):
     data = parallel(tmp_path / "train", negatives=5)
     batch = HybridSampler(data, settings_of(hard_negatives=2), seed=0).batch(4)
     for row in range(24):
-        negatives = set(data.negatives[data.negative_offsets[batch.passage_rows[row]] : data.negative_offsets[batch.passage_rows[row] + 1]])
+        negatives = set(
+            data.negatives[data.negative_offsets[batch.passage_rows[row]] : data.negative_offsets[batch.passage_rows[row] + 1]]
+        )
         pool = int(np.searchsorted(batch.row_offsets, row, side="right")) - 1
         columns = slice(batch.column_offsets[pool], batch.column_offsets[pool + 1])
         held = batch.passages[batch.column_text[columns] - len(batch.queries)]

@@ -116,7 +116,9 @@ def test_every_arm_equals_dense(folder, arm):
 
 def test_more_micro_batches_than_texts_are_filled_with_dummies(folder):
     """4 ranks, 2 rows: some ranks have nothing to embed, all call the engine equally often."""
-    check(folder, 4, sampler={"global_batch": 4, "arm": "cross", "mono_block_rows": 4}, training={"max_tokens_per_micro_batch": 64})
+    check(
+        folder, 4, sampler={"global_batch": 4, "arm": "cross", "mono_block_rows": 4}, training={"max_tokens_per_micro_batch": 64}
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,13 +172,17 @@ def test_ds_configs_are_filled_from_the_run(folder):
     from hybrid_scale.errors import ConfigError
     from hybrid_scale.train.engine import read_deepspeed_config
 
-    config = make_config(folder, training={"engine": "deepspeed", "deepspeed": zero(3, folder)}, optimizer={"max_gradient_norm": 0.7})
+    config = make_config(
+        folder, training={"engine": "deepspeed", "deepspeed": zero(3, folder)}, optimizer={"max_gradient_norm": 0.7}
+    )
     assert read_deepspeed_config(config)["gradient_clipping"] == 0.7
     stated = Path(config.training.deepspeed)
     tree = json.loads(stated.read_text())
     other = folder / "other.json"
     for value, message in ((1.0, "the run config says 0.7"), (None, "must be stated")):
         other.write_text(json.dumps({**tree, "gradient_clipping": value}))
-        broken = make_config(folder, training={"engine": "deepspeed", "deepspeed": str(other)}, optimizer={"max_gradient_norm": 0.7})
+        broken = make_config(
+            folder, training={"engine": "deepspeed", "deepspeed": str(other)}, optimizer={"max_gradient_norm": 0.7}
+        )
         with pytest.raises(ConfigError, match=message):
             read_deepspeed_config(broken)

@@ -1,0 +1,131 @@
+"""The config: strict, frozen, and clear about what is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from hybrid_scale.config import RunConfig, apply_overrides, dump_config, load_config, parse_yaml, validate
+from hybrid_scale.errors import ConfigError
+
+MINIMAL = {"data": {"train": "data"}, "model": {"base": "base"}, "training": {"max_steps": 10}}
+
+
+def changed(**sections) -> dict:
+    return {**MINIMAL, **{name: {**MINIMAL.get(name, {}), **values} for name, values in sections.items()}}
+
+
+def refusal(tree: dict) -> str:
+    with pytest.raises(ConfigError) as caught:
+        validate(RunConfig, tree, "run.yaml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (changed(model={"polling": "mean"}), "run.yaml: model.polling: found 'mean'; unknown key. Did you mean 'pooling'?"),
+        (changed(model={"lora": {"rnk": 4}}), "run.yaml: model.lora.rnk: found 4; unknown key. Did you mean 'rank'?"),
+        ({**MINIMAL, "sampling": {}}, "run.yaml: sampling: found {}; unknown key. Did you mean 'sampler'?"),
+        (changed(training={"max_steps": "10"}), "run.yaml: training.max_steps: found '10'; input should be a valid integer."),
+        (changed(training={"max_steps": True}), "run.yaml: training.max_steps: found True; input should be a valid integer."),
+        (changed(sampler={"alpha": 1.2}), "run.yaml: sampler.alpha: found 1.2; input should be less than or equal to 1."),
+        (
+            changed(sampler={"arm": "both"}),
+            "run.yaml: sampler.arm: found 'both'; input should be 'mono', 'cross', 'hybrid' or 'mixed'.",
+        ),
+        (
+            {"model": {"base": "b"}, "training": {"max_steps": 1}},
+            "run.yaml: data: found 'nothing'; this key is required. Set it.",
+        ),
+        (
+            changed(sampler={"alpha": 0.3}),
+            "run.yaml: sampler.global_batch: found 64; alpha = 0.3 needs a whole number of mono rows, 0.3 x 64 = 19.2 isn't one.",
+        ),
+        (
+            changed(sampler={"composition": "scheduled", "alpha": 0.3, "window_steps": 7}),
+            "sampler.window_steps: found 7; alpha = 0.3 needs a whole number of mono steps, 0.3 x 7 = 2.1 isn't one.",
+        ),
+        (
+            changed(sampler={"mono_block_rows": 12}),
+            "sampler.mono_block_rows: found 12; must divide the 32 mono rows of a global batch of 64. Use a divisor of 32.",
+        ),
+        (
+            changed(model={"quantization": "nf4", "lora": None}),
+            "model.lora: found None; 4-bit weights can't be trained themselves.",
+        ),
+        (changed(model={"lora": None}), "model.dtype: found 'bfloat16'; full fine-tuning updates the weights themselves"),
+        (changed(loss={"denominator": "hard_only"}), "loss.denominator: found 'hard_only'; needs hard negatives."),
+        (changed(optimizer={"warmup_steps": 10}), "optimizer.warmup_steps: found 10; must be below training.max_steps = 10."),
+        (
+            changed(training={"max_tokens_per_micro_batch": 100}),
+            "training.max_tokens_per_micro_batch: found 100; one text may have 256",
+        ),
+        (changed(optimizer={"learning_rate": float("nan")}), "a value isn't a plain number"),
+    ],
+)
+def test_message(tree, message):
+    assert message in refusal(tree)
+
+
+def test_every_mistake_is_listed_at_once():
+    message = refusal(changed(model={"polling": "x"}, sampler={"alpha": -1}))
+    assert "model.polling" in message
+    assert "sampler.alpha" in message
+
+
+def test_dump_reads_back_to_an_equal_object():
+    config = validate(RunConfig, changed(model={"lora": {"targets": ["q_proj", "v_proj"]}}), "x")
+    assert validate(RunConfig, parse_yaml(dump_config(config), "x"), "x") == config
+
+
+def test_config_is_frozen():
+    config = validate(RunConfig, MINIMAL, "x")
+    with pytest.raises(ValueError, match="frozen"):
+        config.run.seed = 3  # type: ignore[misc]
+
+
+def test_overrides_are_read_as_yaml(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text("data: {train: d}\nmodel: {base: b}\ntraining: {max_steps: 5}\n")
+    config = load_config(
+        path, ["optimizer.learning_rate=1e-3", "model.lora.rank=4", "data.evaluate=[a, b]", "training.max_steps=7"]
+    )
+    assert config.optimizer.learning_rate == 0.001
+    assert config.model.lora is not None
+    assert config.model.lora.rank == 4
+    assert config.data.evaluate == ("a", "b")
+    assert config.training.max_steps == 7
+
+
+@pytest.mark.parametrize("override", ["novalue", "=3", "a..b=3", "training.max_steps.deep=1"])
+def test_a_malformed_override_is_refused(override):
+    with pytest.raises(ConfigError, match="override"):
+        apply_overrides(MINIMAL, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2\n", "x: line 2: found 'a'; the key stands twice in one section."),
+        ("a: [1\n", "x:2: not YAML"),
+        ("- 1\n", "a config is a mapping of sections"),
+    ],
+)
+def test_broken_yaml(text, message):
+    with pytest.raises(ConfigError) as caught:
+        parse_yaml(text, "x")
+    assert message in str(caught.value)
+
+
+def test_a_missing_file():
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(Path("absent.yaml"))
+
+
+def test_shipped_configs_are_valid():
+    """Every run in launch/configs is accepted; studies are expanded (and so are their runs) in tests/study."""
+    folder = Path(__file__).resolve().parent.parent / "launch" / "configs"
+    runs = [path for path in folder.glob("*.yaml") if "study" not in parse_yaml(path.read_text(), path.name)]
+    assert len(runs) >= 2
+    for path in runs:
+        load_config(path)
