@@ -22,12 +22,16 @@ def test_an_equal_config_continues_and_another_is_refused(tmp_path):
     assert run.config() == validate(RunConfig, MINIMAL, "x")
 
 
+def half_write(path):
+    path.write_text("half")
+    raise OSError("disk full")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "status.json"
     write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError), atomic_path(path) as beside:
-        beside.write_text("half")
-        raise RuntimeError
+    with pytest.raises(OSError, match="disk full"), atomic_path(path) as beside:
+        half_write(beside)
     assert read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 

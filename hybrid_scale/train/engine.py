@@ -214,6 +214,8 @@ class DeepSpeedEngine:
 
         for flat in self._flat():
             self.zero.optimizer.state[flat] = {"step": state["step"].clone(), **{key: torch.zeros_like(flat) for key in MOMENTS}}
+        if self.stage < 3:  # ZeRO-1 and 2 tie parameters to their moments only after a first step
+            self.zero._lazy_init_hp_params_optimizer_state()
         for key in MOMENTS:
             for name, parameter in self.trained.items():
                 value = state[f"{key}.{name}"].to(dist.device())

@@ -1,0 +1,70 @@
+"""Tokens of a text: prompt, cut, end token, and lengths that agree with them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from hybrid_scale.data.records import Pairs
+from hybrid_scale.data.text import length_table, load_text_encoder, make_text_encoder, write_length_tables
+from hybrid_scale.errors import ModelError
+from tests.train.setup import make_config, write_inputs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("text"))
+
+
+def test_prompt_cut_and_end_token(folder):
+    encoder = load_text_encoder(make_config(folder, data={"max_query_tokens": 12}, model={"query_prompt": "ask: "}))
+    short, long = encoder.encode("query", ["g1", "g1 " * 50])
+    assert encoder.tokenizer.decode(short) == "ask: g1<|end|>"
+    assert len(long) == 12
+    assert long[-1] == encoder.end
+    assert encoder.tokenizer.decode(long).startswith("ask: g1 g1")
+
+
+def test_lengths_are_those_of_the_encoded_texts(folder):
+    config = make_config(folder)
+    encoder, pairs = load_text_encoder(config), Pairs(folder / "train")
+    lengths = length_table(folder / "train", "passages", pairs.passages, "passage", encoder)
+    rows = np.array([0, 5, 17])
+    assert lengths[rows].tolist() == [len(ids) for ids in encoder.encode("passage", pairs.passages.column("text", rows))]
+    summary = write_length_tables(folder / "train", encoder)
+    assert summary["passages"]["longest"] == lengths.max()
+
+
+def test_another_prompt_has_another_table(folder):
+    encoders = [load_text_encoder(make_config(folder, model={"query_prompt": prompt})) for prompt in ("a: ", "b: ")]
+    assert encoders[0].digest != encoders[1].digest
+
+
+def test_collate_pads_on_the_right(folder):
+    encoder = load_text_encoder(make_config(folder))
+    batch = encoder.collate([[4, 5, 6], [7]])
+    assert batch["input_ids"].tolist() == [[4, 5, 6], [7, encoder.end, encoder.end]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_a_tokenizer_without_end_token_is_refused(folder, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError) as caught:
+        make_text_encoder(AutoTokenizer.from_pretrained(tmp_path), make_config(folder))
+    assert "the tokenizer has no eos_token, and last-token pooling needs an end token" in str(caught.value)
+
+
+def test_an_end_token_outside_the_vocabulary_is_refused(folder):
+    with pytest.raises(ModelError, match=r"model.end_token: found '</nothing>'; not a token of the vocabulary"):
+        load_text_encoder(make_config(folder, model={"end_token": "</nothing>"}))
+
+
+def test_a_limit_below_the_prompt_is_refused(folder):
+    with pytest.raises(ModelError, match="prompt, begin and end token alone take"):
+        load_text_encoder(make_config(folder, data={"max_query_tokens": 4}, model={"query_prompt": "a long prompt for this: "}))

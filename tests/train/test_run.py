@@ -1,0 +1,191 @@
+"""Whole runs: the same curve on any number of ranks, resume, an agreed stop, refusals."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from hybrid_scale import dist
+from hybrid_scale.config import OptimizerSettings, RunConfig
+from hybrid_scale.errors import ConfigError, RunError
+from hybrid_scale.runs import RunDirectory
+from hybrid_scale.train import checkpoint
+from hybrid_scale.train.run import dry_run, open_training_data, train
+from hybrid_scale.train.schedule import learning_rate
+from tests.ranks import run_ranks
+from tests.train.setup import make_config, write_inputs, zero
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("run"))
+
+
+def train_on_this_rank(tree: str, stop_after: int = 0, evaluated: str = "") -> bool:
+    """Train; optionally send this process SIGTERM while step `stop_after` is logged, or note when evaluation is due."""
+    config = RunConfig.model_validate_json(tree)
+    dist.start()
+    if stop_after and dist.rank() == 0:
+        append = RunDirectory.append_metrics
+
+        def append_and_stop(run: RunDirectory, record: dict[str, Any]) -> None:
+            append(run, record)
+            if record["step"] == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        RunDirectory.append_metrics = append_and_stop  # type: ignore[method-assign]
+
+    def evaluate(config: RunConfig, run: RunDirectory, encoder: Any, engine: Any, step: int | None) -> None:
+        if evaluated and dist.rank() == 0:
+            with open(evaluated, "a") as file:
+                file.write(f"{step}\n")
+
+    return train(config, evaluate)
+
+
+def losses(config: RunConfig) -> list[float]:
+    return [record["loss"] for record in RunDirectory(config.run.directory).metrics()]
+
+
+def adapter(config: RunConfig) -> dict[str, np.ndarray]:
+    folder = checkpoint.latest(RunDirectory(config.run.directory))
+    assert folder is not None
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def run_config(folder: Path, place: Path, **sections: dict[str, Any]) -> RunConfig:
+    training = {"max_steps": 6, **sections.pop("training", {})}
+    return make_config(folder, **{"run": {"directory": str(place)}, "training": training, **sections})
+
+
+def test_one_curve_on_any_number_of_ranks(folder, tmp_path):
+    """Six AdamW steps on 1, 2 and 4 ranks, several micro-batch plans: the same losses and adapter to float32 rounding."""
+    configs = []
+    for world, tokens in ((1, 100_000), (2, 128), (4, 96)):
+        config = run_config(folder, tmp_path / f"w{world}", training={"max_tokens_per_micro_batch": tokens})
+        assert run_ranks(train_on_this_rank, world, config.model_dump_json()) == [True] * world
+        configs.append(config)
+    for config in configs[1:]:
+        assert losses(config) == pytest.approx(losses(configs[0]), abs=5e-5)
+        for name, weight in adapter(config).items():
+            np.testing.assert_allclose(weight, adapter(configs[0])[name], atol=2e-4)
+    assert losses(configs[0])[-1] < losses(configs[0])[0]
+
+
+@pytest.mark.parametrize("engine", ["plain", "zero3-nf4", "zero2"])
+def test_resume_is_bit_exact_at_equal_world_size(folder, tmp_path, engine):
+    """Stopped by SIGTERM after step 3 on two ranks, then continued: every loss and every weight as without the stop."""
+    sections: dict[str, dict[str, Any]] = {"model": {"lora": {"rank": 4, "dropout": 0.1}, "gradient_checkpointing": False}}
+    if engine != "plain":
+        sections["model"]["quantization"] = "nf4" if engine == "zero3-nf4" else "none"
+        sections["training"] = {"engine": "deepspeed", "deepspeed": zero(3 if engine == "zero3-nf4" else 2, tmp_path)}
+    whole = run_config(folder, tmp_path / "whole", **{k: dict(v) for k, v in sections.items()})
+    parts = run_config(folder, tmp_path / "parts", **{k: dict(v) for k, v in sections.items()})
+    assert run_ranks(train_on_this_rank, 2, whole.model_dump_json()) == [True, True]
+    assert run_ranks(train_on_this_rank, 2, parts.model_dump_json(), 3) == [False, False]
+    assert RunDirectory(parts.run.directory).status()["status"] == "preempted"
+    assert run_ranks(train_on_this_rank, 2, parts.model_dump_json()) == [True, True]
+    assert RunDirectory(parts.run.directory).status()["status"] == "done"
+    assert losses(parts) == losses(whole)
+    for name, weight in adapter(parts).items():
+        assert np.array_equal(weight, adapter(whole)[name]), name
+
+
+def test_resume_on_another_number_of_ranks(folder, tmp_path):
+    """Two ranks under ZeRO-3, then four: the curve continues to float32 rounding (DeepSpeed's own checkpoint refuses this)."""
+    sections = {"training": {"engine": "deepspeed", "deepspeed": zero(3, tmp_path)}}
+    whole = run_config(folder, tmp_path / "whole", **{k: dict(v) for k, v in sections.items()})
+    parts = run_config(folder, tmp_path / "parts", **{k: dict(v) for k, v in sections.items()})
+    run_ranks(train_on_this_rank, 2, whole.model_dump_json())
+    run_ranks(train_on_this_rank, 2, parts.model_dump_json(), 3)
+    assert run_ranks(train_on_this_rank, 4, parts.model_dump_json()) == [True] * 4
+    assert losses(parts) == pytest.approx(losses(whole), abs=5e-5)
+
+
+def test_when_things_happen(folder, tmp_path):
+    """Evaluation every 2 steps, before and after; checkpoints every 2, two kept; the manifest and metrics say what ran."""
+    config = run_config(
+        folder,
+        tmp_path / "run",
+        training={"evaluate_every_steps": 2, "save_every_steps": 2, "trackers": ["tensorboard"]},
+        evaluation={"before_training": True},
+    )
+    noted = tmp_path / "evaluated"
+    run_ranks(train_on_this_rank, 1, config.model_dump_json(), 0, str(noted))
+    assert noted.read_text().split() == ["0", "2", "4", "None"]
+    run = RunDirectory(config.run.directory)
+    assert [path.name for path in checkpoint.complete(run)] == ["step_00000004", "step_00000006"]
+    manifest = json.loads(run.manifest_file.read_text())
+    assert manifest["world_size"] == 1
+    assert manifest["data"]["fingerprint"] == json.loads((folder / "train" / "manifest.json").read_text())["fingerprint"]
+    record = run.metrics()[-1]
+    assert record["step"] == 6
+    assert record["pairs"] == 16
+    assert record["real_tokens"] <= record["padded_tokens"] <= record["lockstep_tokens"]
+    assert list(run.path.rglob("events.out.tfevents*"))
+
+
+def test_other_data_or_config_is_refused_on_resume(folder, tmp_path):
+    config = run_config(folder, tmp_path / "run")
+    run_ranks(train_on_this_rank, 1, config.model_dump_json())
+    place = checkpoint.latest(RunDirectory(config.run.directory))
+    assert place is not None
+    fingerprint = open_training_data(config, 1).pairs.fingerprint
+    assert checkpoint.check(place, config, fingerprint) == 6
+    with pytest.raises(RunError, match="data fingerprint is"):
+        checkpoint.check(place, config, "another")
+    with pytest.raises(RunError, match="config digest is"):
+        checkpoint.check(place, run_config(folder, tmp_path / "run", loss={"temperature": 0.1}), fingerprint)
+
+
+def test_an_incomplete_checkpoint_is_no_checkpoint(folder, tmp_path):
+    config = run_config(folder, tmp_path / "run", training={"save_every_steps": 2})
+    run_ranks(train_on_this_rank, 1, config.model_dump_json())
+    run = RunDirectory(config.run.directory)
+    (run.checkpoints / "step_00000006" / "COMPLETE").unlink()
+    latest = checkpoint.latest(run)
+    assert latest is not None
+    assert latest.name == "step_00000004"
+
+
+def test_a_failure_is_recorded_with_its_reason(folder, tmp_path):
+    config = run_config(folder, tmp_path / "run", data={"train": str(tmp_path / "absent")})
+    with pytest.raises(AssertionError, match="not a prepared data directory"):
+        run_ranks(train_on_this_rank, 1, config.model_dump_json())
+    status = RunDirectory(config.run.directory).status()
+    assert status["status"] == "failed"
+    assert "not a prepared data directory" in status["reason"]
+
+
+def test_more_ranks_than_rows(folder):
+    config = make_config(folder, sampler={"global_batch": 4, "arm": "cross", "mono_block_rows": 1})
+    with pytest.raises(ConfigError, match=r"sampler.global_batch: found 4; 8 ranks need at least a row each"):
+        open_training_data(config, 8)
+
+
+def test_direct_is_refused_where_it_doesnt_fit(folder):
+    config = make_config(folder, training={"passes": "direct", "max_tokens_per_micro_batch": 96})
+    with pytest.raises(ConfigError, match=r"training.passes: found 'direct'; step 0 needs \d+ micro-batches a rank"):
+        dry_run(config, 1)
+
+
+def test_dry_run_says_the_derived_numbers(folder):
+    text = dry_run(make_config(folder, model={"quantization": "nf4"}), 2)
+    # 2 layers of q, o [32x32], k, v [16x32], gate, up [96x32], down [32x96]; embedding 400 x 32, norms 5 x 32
+    linear = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 96 * 32)
+    lora = 2 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 96))
+    assert f"{linear + 400 * 32 + 5 * 32 + lora:,} ({linear:,} in 4 bits), {lora:,} trained" in text
+    assert "mono rows per global batch                       8" in text
+    assert "steps per epoch" in text
+
+
+def test_learning_rates_by_hand():
+    settings = OptimizerSettings(learning_rate=1.0, warmup_steps=2, schedule="linear")
+    assert [learning_rate(step, settings, 6) for step in range(6)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    cosine = OptimizerSettings(learning_rate=1.0, schedule="cosine")
+    assert [learning_rate(step, cosine, 4) for step in (0, 2)] == pytest.approx([1.0, 0.5])
