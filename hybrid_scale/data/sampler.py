@@ -11,7 +11,7 @@ Terms and batch types: SCIENCE of the README; LAReQA (2004.05484) and 2408.10536
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -79,12 +79,14 @@ class Stream:
         pairs: Pairs,
         key: tuple[int, ...],
         forbid_conflicts: bool,
+        pools_per_deal: int | None = None,
     ):
+        """`pools_per_deal`: a known result of the proof below, which is then left out."""
         self.name, self.strata, self.pool_rows, self.key = name, strata, pool_rows, key
         self.family = pairs.family
         self.borders = np.concatenate([[0.0], np.cumsum(weights / weights.sum())])
         self.borders[-1] = 1.0
-        self.pools_per_deal = self._smallest_deal(weights / weights.sum(), pairs, forbid_conflicts)
+        self.pools_per_deal = pools_per_deal or self._smallest_deal(weights / weights.sum(), pairs, forbid_conflicts)
         self._deal_number = -1
         self._dealt: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.int64), np.empty(0, np.int64))
 
@@ -148,10 +150,15 @@ class Stream:
 
 
 class HybridSampler:
-    """The global batches of a run. Raises ConfigError when built if any pool it will need can't be filled as asked."""
+    """The global batches of a run. Raises ConfigError when built if any pool it will need can't be filled as asked.
 
-    def __init__(self, pairs: Pairs, settings: SamplerSettings, seed: int):
+    `deals` are those of an equal sampler (`HybridSampler.deals`) on another rank: its proof, a pass over the data, is taken
+    over instead of made again.
+    """
+
+    def __init__(self, pairs: Pairs, settings: SamplerSettings, seed: int, deals: Mapping[str, int] | None = None):
         self.pairs, self.settings, self.seed = pairs, settings, seed
+        self._known_deals = deals or {}
         self.mono_share = settings.mono_share
         composed = settings.composition == "composed"
         mono_rows = round(self.mono_share * settings.global_batch) if composed else settings.global_batch
@@ -207,7 +214,13 @@ class HybridSampler:
     def _open(self, name: str, strata: Sequence[Stratum], weights: np.ndarray, pool_rows: int) -> None:
         key = (self.seed, *name.encode())
         forbid = self.settings.conflicts == "forbid"
-        self.streams[name] = Stream(name, strata, weights, pool_rows, self.pairs, key, forbid)
+        known = self._known_deals.get(name)
+        self.streams[name] = Stream(name, strata, weights, pool_rows, self.pairs, key, forbid, known)
+
+    @property
+    def deals(self) -> dict[str, int]:
+        """Pools per deal of each stream."""
+        return {name: stream.pools_per_deal for name, stream in self.streams.items()}
 
     def _weights(self, strata: Sequence[Stratum]) -> np.ndarray:
         exponent = {"uniform": 0.0, "size": 1.0, "power": self.settings.power}[self.settings.language_weights]
@@ -216,7 +229,7 @@ class HybridSampler:
 
     def _check_negatives(self) -> None:
         wanted = self.settings.hard_negatives
-        if not wanted:
+        if not wanted or self._known_deals:
             return
         held = np.diff(self.pairs.negative_offsets)
         used = np.concatenate([s.passage_rows() for stream in self.streams.values() for s in stream.strata])

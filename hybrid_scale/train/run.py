@@ -47,18 +47,19 @@ def open_training_data(config: RunConfig, world: int) -> TrainingData:
     pairs = Pairs(config.data.train)
     encoder = load_text_encoder(config)
 
-    def opened() -> TrainingData:
-        return TrainingData(
-            pairs,
-            HybridSampler(pairs, config.sampler, config.run.seed),
-            encoder,
-            length_table(pairs.directory, "queries", pairs.queries, "query", encoder),
-            length_table(pairs.directory, "passages", pairs.passages, "passage", encoder),
-        )
+    # Rank 0 first: it writes the index and the length tables, and proves that every pool can be filled.
+    deals = dist.first_rank_does(lambda: _open(config, pairs, encoder).sampler.deals)
+    return _open(config, pairs, encoder, deals)
 
-    # Rank 0 first: it writes the index and the length tables, which the others then find.
-    dist.first_rank_does(lambda: bool(opened()))
-    return opened()
+
+def _open(config: RunConfig, pairs: Pairs, encoder: TextEncoder, deals: dict[str, int] | None = None) -> TrainingData:
+    return TrainingData(
+        pairs,
+        HybridSampler(pairs, config.sampler, config.run.seed, deals),
+        encoder,
+        length_table(pairs.directory, "queries", pairs.queries, "query", encoder),
+        length_table(pairs.directory, "passages", pairs.passages, "passage", encoder),
+    )
 
 
 def train(config: RunConfig, evaluate: Evaluate) -> bool:
