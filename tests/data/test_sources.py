@@ -276,6 +276,20 @@ def test_bitext_is_cross_only(tmp_path: Path) -> None:
         list(bitext.read((path,), languages=("fr",)))
 
 
+def test_pairs_take_sentences_of_a_bitext_too(tmp_path: Path) -> None:
+    path = write_lines(
+        tmp_path / "rows.jsonl",
+        [
+            {"id": "p", "query": "q", "passage": "d", "query_lang": "en"},
+            {"id": "s", "group": "g", "lang": "de", "text": "Satz"},
+        ],
+    )
+    assert [(p.id, p.query, p.passage, p.cross_only) for p in of(Pair, pairs.read((path,)))] == [
+        ("p", "q", "d", False),
+        ("s", "Satz", "Satz", True),
+    ]
+
+
 @pytest.fixture
 def mmarco_folder(tmp_path: Path) -> Path:
     for name, mark in (("english", "e"), ("german", "g")):
