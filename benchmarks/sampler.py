@@ -45,8 +45,8 @@ def write(folder: Path, rows: int, languages: int) -> None:
 
 def anonymous_mib() -> float:
     """Memory of this process that no file backs (mapped files are shared by the ranks of a node)."""
-    line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
-    return int(line.split()[1]) / 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
 
 
 def draw(folder: Path, deals: dict[str, int], queue: "multiprocessing.Queue[dict[str, float]]") -> None:

@@ -61,7 +61,7 @@ class SamplerSettings(Section):
     """Rows of one monolingual contrastive pool in a `composed` batch; must divide the batch's mono rows."""
     language_weights: Literal["uniform", "size", "power"] = "uniform"
     power: Share = 0.5
-    """Exponent t of `language_weights: power` (weight = rows^t)."""
+    """Exponent t of `language_weights: power` (weight = pairs^t; cross pairs count for the language of their query)."""
     languages: tuple[str, ...] = ()
     """Languages to train on; empty: all in the data."""
     allow_same: bool = False

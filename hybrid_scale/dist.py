@@ -39,6 +39,11 @@ def rank() -> int:
     return c10d.get_rank() if c10d.is_initialized() else 0
 
 
+def launched() -> bool:
+    """Whether a launcher (accelerate launch, torchrun) started this process."""
+    return "RANK" in os.environ
+
+
 def launched_rank() -> int:
     """The rank that the launcher gave this process, known before the process group exists."""
     return int(os.environ.get("RANK", "0"))
@@ -121,17 +126,18 @@ def agree(what: str, value: Any) -> None:
 
 
 def first_rank_does(action: Any) -> Any:
-    """Run `action()` on rank 0 alone; every rank gets its result, or RunError with rank 0's message."""
-    outcome: list[Any] = [None, None]
+    """Run `action()` on rank 0 alone; every rank gets its result. What it raises is raised there, RunError on the others."""
+    result, failure = None, None
     if rank() == 0:
         try:
-            outcome[0] = action()
+            result = action()
         except Exception as error:
-            if world_size() == 1:
-                raise
-            outcome[1] = f"{type(error).__name__}: {error}"
+            failure = error
+    outcome: list[Any] = [result, failure and f"{type(failure).__name__}: {failure}"]
     if c10d.is_initialized():
         c10d.broadcast_object_list(outcome, src=0)
+    if failure is not None:
+        raise failure
     if outcome[1] is not None:
         raise RunError(f"rank 0 failed: {outcome[1]}")
     return outcome[0]

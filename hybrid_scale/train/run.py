@@ -64,6 +64,10 @@ def _open(config: RunConfig, pairs: Pairs, encoder: TextEncoder, deals: dict[str
 
 def train(config: RunConfig, evaluate: Evaluate) -> bool:
     """Train to the end (True) or to an agreed stop (False). The run directory says which, and why if it failed."""
+    if config.training.engine == "deepspeed" and not dist.launched():
+        rule = "DeepSpeed needs a launcher, even for one process"
+        remedy = "Use `accelerate launch --use_deepspeed ... launch/train.py`, or training.engine=plain."
+        raise ConfigError(describe("training.engine", "deepspeed", rule, remedy))
     run = RunDirectory(config.run.directory)
     dist.first_rank_does(lambda: run.create(config))
     stop = StopRequest()

@@ -157,7 +157,7 @@ def test_beir_titles_languages_and_judged_queries_only(beir_folder: Path) -> Non
     assert [(j.query, j.passage, j.score) for j in of(Judgment, records)] == [("q1", "1", 1), ("q2", "2", 0)]
 
 
-def test_beir_language_filter_drops_judgments_silently(beir_folder: Path) -> None:
+def test_beir_language_filter_takes_its_judgments_along(beir_folder: Path) -> None:
     records = list(beir.read(beir_folder, languages=("en",)))
     assert [p.id for p in of(Passage, records)] == ["1", "3"]
     assert [(j.query, j.passage) for j in of(Judgment, records)] == [("q1", "1")]

@@ -168,6 +168,14 @@ def test_more_ranks_than_rows(folder):
         open_training_data(config, 8)
 
 
+def test_deepspeed_without_a_launcher_is_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    config = run_config(folder, tmp_path / "run", training={"engine": "deepspeed", "deepspeed": zero(3, tmp_path)})
+    with pytest.raises(ConfigError, match="accelerate launch --use_deepspeed"):
+        train(config, lambda *_: None)
+    assert not (tmp_path / "run").exists()
+
+
 def test_direct_is_refused_where_it_doesnt_fit(folder):
     config = make_config(folder, training={"passes": "direct", "max_tokens_per_micro_batch": 96})
     with pytest.raises(ConfigError, match=r"training.passes: found 'direct'; step 0 needs \d+ micro-batches a rank"):

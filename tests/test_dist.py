@@ -1,0 +1,86 @@
+"""Collectives on several processes, against what one process would hold."""
+
+import numpy as np
+import pytest
+import torch
+
+from hybrid_scale import dist
+from hybrid_scale.errors import DataError, RunError
+from tests.ranks import RanksFailed, run_ranks
+
+
+def every_collective() -> dict[str, object]:
+    dist.start()
+    rank, world = dist.rank(), dist.world_size()
+    mine = torch.full((rank, 2), float(rank))
+    dist.barrier()
+    return {
+        "rows": dist.gather_rows(mine, list(range(world))).tolist(),
+        "arrays": [array.tolist() for array in dist.gather_arrays(np.full(rank + 1, rank))],
+        "sum": dist.sum_(torch.tensor([rank, 1])).tolist(),
+        "sum_array": dist.sum_array(np.array([rank, 1])).tolist(),
+        "max": dist.max_int(10 - rank),
+        "first": dist.first_rank_does(lambda: f"rank {rank}"),
+    }
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_collectives(world):
+    results = run_ranks(every_collective, world)
+    expected = {
+        "rows": [[float(r)] * 2 for r in range(world) for _ in range(r)],
+        "arrays": [[r] * (r + 1) for r in range(world)],
+        "sum": [sum(range(world)), world],
+        "sum_array": [sum(range(world)), world],
+        "max": 10,
+        "first": "rank 0",
+    }
+    assert results == [expected] * world
+
+
+def first_rank_fails() -> str:
+    dist.start()
+
+    def action() -> None:
+        raise DataError("the file is gone")
+
+    try:
+        dist.first_rank_does(action)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing raised"
+
+
+def test_a_failure_of_the_first_rank_reaches_all():
+    own, others = "DataError: the file is gone", "RunError: rank 0 failed: DataError: the file is gone"
+    assert run_ranks(first_rank_fails, 3) == [own, others, others]
+
+
+def disagree() -> None:
+    dist.start()
+    dist.agree("the seed", 7)
+    dist.agree("the batch", dist.rank())
+
+
+def test_disagreement_is_an_error_on_every_rank():
+    with pytest.raises(RanksFailed) as caught:
+        run_ranks(disagree, 2)
+    assert str(caught.value).count("RunError: the batch differs between ranks: rank 0: 0, rank 1: 1.") == 2
+
+
+def start_only() -> None:
+    dist.start()
+
+
+def test_another_world_than_expected_is_refused():
+    with pytest.raises(RanksFailed, match="HS_EXPECT_WORLD: 5 ranks were asked for, 2 joined"):
+        run_ranks(start_only, 2, environment={"HS_EXPECT_WORLD": "5"})
+
+
+def test_without_a_launcher_the_world_is_one(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    dist.start()
+    assert (dist.rank(), dist.world_size()) == (0, 1)
+    monkeypatch.setenv("HS_EXPECT_WORLD", "2")
+    with pytest.raises(RunError, match="HS_EXPECT_WORLD"):
+        dist.start()
