@@ -97,8 +97,9 @@ def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopR
     resumed = checkpoint.latest(run)
     first_step = checkpoint.check(resumed, config, data.pairs.fingerprint) if resumed else 0
     torch.manual_seed(config.run.seed + dist.rank())
-    accelerator = make_accelerator(config, run.path)
+    # Before Accelerate: a ZeRO-3 launch makes transformers load into shards, which trained weights can't be put into.
     embedder = load_embedder(config.model, config.run.seed, resumed / "adapter" if resumed else None)
+    accelerator = make_accelerator(config, run.path)
     engine = make_engine(config, accelerator, embedder)
     if resumed:
         checkpoint.load_optimizer(resumed, engine)
