@@ -48,7 +48,7 @@ def _say(role: Role, done: int, total: int, texts: int, elapsed: float) -> None:
 
 def encode_queries(task: RetrievalSet, encoder: TextEncoder, embed: Embed, max_tokens: int) -> np.ndarray:
     """Vectors of all queries, float32 [Q, D], on every rank."""
-    lengths = prepare_lengths(task, "queries", "query", encoder)
+    lengths = prepare_lengths(task, "queries", task.queries, "query", encoder)
     numbers, vectors = encode_share(task.queries, "query", lengths, encoder, embed, max_tokens)
     whole = np.empty((len(task.queries), vectors.shape[1]), np.float32)
     whole[np.concatenate(dist.gather_arrays(numbers))] = np.concatenate(dist.gather_arrays(vectors))
@@ -57,12 +57,11 @@ def encode_queries(task: RetrievalSet, encoder: TextEncoder, embed: Embed, max_t
 
 def encode_corpus(task: RetrievalSet, encoder: TextEncoder, embed: Embed, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """This rank's shard of the corpus: passage numbers int64 [n] and vectors float32 [n, D]."""
-    lengths = prepare_lengths(task, "corpus", "passage", encoder)
+    lengths = prepare_lengths(task, "corpus", task.corpus, "passage", encoder)
     return encode_share(task.corpus, "passage", lengths, encoder, embed, max_tokens)
 
 
-def prepare_lengths(task: RetrievalSet, name: str, role: Role, encoder: TextEncoder) -> np.ndarray:
+def prepare_lengths(task: RetrievalSet, name: str, table: TextTable, role: Role, encoder: TextEncoder) -> np.ndarray:
     """The length table, computed by rank 0 where it doesn't exist yet."""
-    table = {"queries": task.queries, "corpus": task.corpus}[name]
     dist.first_rank_does(lambda: length_table(task.directory, name, table, role, encoder)[:0].tolist())
     return length_table(task.directory, name, table, role, encoder)

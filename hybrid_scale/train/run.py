@@ -93,7 +93,7 @@ def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopR
     if dist.rank() == 0:
         run.set_status("running", world_size=dist.world_size())
     data = open_training_data(config, dist.world_size())
-    say(describe_run(config, data, dist.world_size()))
+    dist.first_rank_does(lambda: say(describe_run(config, data, dist.world_size())))
     resumed = checkpoint.latest(run)
     first_step = checkpoint.check(resumed, config, data.pairs.fingerprint) if resumed else 0
     torch.manual_seed(config.run.seed + dist.rank())
@@ -160,10 +160,11 @@ def describe_run(config: RunConfig, data: TrainingData, world: int) -> str:
     stage = zero_stage(config)
     size = static_bytes(counts, DTYPES[config.model.dtype].itemsize, world, stage)
     real = sum(step.plan.real_tokens for step in first)
+    described = data.sampler.describe()
     lines = {
-        **{key: value for key, value in data.sampler.describe().items() if not isinstance(value, dict)},
-        **{f"{name} pool": value for name, value in data.sampler.describe()["pools"].items()},  # type: ignore[attr-defined]
-        "steps per epoch": data.sampler.describe()["steps per epoch of each stream"],
+        **{key: value for key, value in described.items() if not isinstance(value, dict)},
+        **{f"{name} pool": value for name, value in described["pools"].items()},  # type: ignore[attr-defined]
+        "steps per epoch": described["steps per epoch of each stream"],
         "ranks, ZeRO stage": f"{world}, {stage}",
         "micro-batches a rank and passes, first steps": [(step.plan.rounds, 1 if step.direct else 2) for step in first],
         "tokens a step (real), first steps": round(real / len(first)),
