@@ -113,6 +113,8 @@ class LoraSettings(Section):
     alpha: PositiveFloat = 32.0
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    compute: Literal["model", "float32"] = "model"
+    """Type of the adapter's products: that of the model around it, or float32. The weights are float32 either way."""
 
 
 class ModelSettings(Section):
@@ -123,11 +125,13 @@ class ModelSettings(Section):
     quantization: Literal["none", "nf4"] = "none"
     """`nf4`: bitsandbytes 4-bit with double quantisation; needs `lora`."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the frozen (or, without LoRA, trained) weights and of 4-bit compute. LoRA weights are float32."""
+    """Type of the frozen (or, without LoRA, trained) weights and of all products; LoRA's own weights are float32."""
     lora: LoraSettings | None = LoraSettings()
     """`null`: full fine-tuning."""
     attention: Literal["causal", "bidirectional"] = "causal"
-    attention_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention_implementation: Literal["packed", "sdpa", "eager", "flash_attention_2"] = "packed"
+    """`packed` (torch's attention, text by text) and `flash_attention_2` (varlen) put texts end to end without padding;
+    `sdpa` and `eager` pad each micro-batch to its longest text."""
     pooling: Literal["last", "mean", "weighted_mean"] = "last"
     """`weighted_mean`: position-weighted (SGPT, 2202.08904)."""
     query_prompt: str = "Query: "
@@ -135,6 +139,11 @@ class ModelSettings(Section):
     end_token: str | None = None
     """Token appended to each text; null: the tokenizer's `eos_token`."""
     gradient_checkpointing: bool = True
+
+    @property
+    def packed(self) -> bool:
+        """Whether texts are put end to end instead of padded."""
+        return self.attention_implementation in ("packed", "flash_attention_2")
 
     @model_validator(mode="after")
     def _weights_can_be_trained(self) -> Self:
@@ -163,8 +172,10 @@ class LossSettings(Section):
     negatives, as printed in 2408.10536."""
     false_negative_margin: Annotated[float, Field(ge=0.0)] | None = None
     """Drop negatives that score above the positive by more than this (0.1 in 2506.05176); null: off."""
-    chunk_rows: Positive = 1024
-    """Rows of logits held at once."""
+    max_logits: Positive = 16_777_216
+    """Scores held at once on a rank, in elements: rows are taken in chunks of `max_logits` / columns of their pool."""
+    exchange: Literal["float32", "bfloat16"] = "float32"
+    """Type in which ranks exchange embeddings; their gradients are exchanged in float32."""
 
 
 class OptimizerSettings(Section):
@@ -185,12 +196,23 @@ class TrainingSettings(Section):
     deepspeed: str = "ds_configs/zero3.json"
     max_steps: Positive
     passes: Literal["auto", "direct", "two_pass"] = "auto"
-    """`direct`: one pass, the whole share of a rank in one micro-batch; `two_pass`: cached gradients; `auto`: direct
-    where it fits `max_tokens_per_micro_batch`."""
+    """`direct`: every text goes through the model once, an error where that exceeds `max_kept_tokens`; `two_pass`:
+    cached gradients, every text twice; `auto`: keep the graphs of as many micro-batches as `max_kept_tokens` allows,
+    embed only the rest twice."""
     max_tokens_per_micro_batch: Positive = 4096
-    """Padded tokens of one micro-batch of the gradient pass."""
+    """Tokens of one micro-batch with gradients, padding included; the largest that fits is the fastest."""
+    max_kept_tokens: Positive | None = None
+    """Tokens whose graphs a rank holds at once; null: `max_tokens_per_micro_batch`, which costs no memory of its own.
+    With `model.gradient_checkpointing` a kept token costs only the inputs of the layers."""
     max_tokens_per_embedding_batch: Positive = 16384
-    """Padded tokens of one micro-batch without gradients (first pass, evaluation)."""
+    """Tokens of one micro-batch without gradients (first pass, evaluation), padding included."""
+    offload_activations: bool = False
+    """Hold what kept graphs save (with checkpointing: the layers' inputs) in host memory."""
+    shard_group: Positive | Literal["auto"] | None = None
+    """GPUs that share one copy of the weights, for a DeepSpeed JSON that says "auto" there (ds_configs/zero_auto.json);
+    1: a replica a GPU; "auto": the smallest of 1, 2, 4, ..., node, all that fits."""
+    gpu_memory_gib: PositiveFloat | None = None
+    """For `shard_group: auto` where no GPU can be asked; null: this machine's GPU."""
     log_every_steps: Positive = 1
     save_every_steps: Positive | None = None
     """Null: at the end only."""

@@ -23,9 +23,10 @@ MATRICES = ("map_matrix", "top1_language_matrix")
 NO_PART_IN_THE_SCIENCE = {
     *("sampler.arm", "sampler.alpha", "sampler.composition", "sampler.draws", "sampler.window_steps"),
     *("sampler.mono_block_rows", "sampler.allow_same", "sampler.conflicts"),
-    *("model.attention_implementation", "model.gradient_checkpointing", "loss.chunk_rows"),
+    *("model.attention_implementation", "model.gradient_checkpointing", "loss.max_logits"),
     *("training.engine", "training.deepspeed", "training.passes", "training.max_tokens_per_micro_batch"),
-    *("training.max_tokens_per_embedding_batch", "training.log_every_steps", "training.save_every_steps"),
+    *("training.max_tokens_per_embedding_batch", "training.max_kept_tokens", "training.offload_activations"),
+    *("training.shard_group", "training.gpu_memory_gib", "training.log_every_steps", "training.save_every_steps"),
     *("training.keep_checkpoints", "training.evaluate_every_steps", "training.trackers"),
     *("evaluation.top_k", "evaluation.store_embeddings"),
 }
