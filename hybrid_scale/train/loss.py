@@ -43,15 +43,16 @@ def contrastive_loss(
     """Loss of the given rows divided by N, and its gradient with respect to all embeddings.
 
     embeddings [T, D] (no gradient flows into them) -> (scalar, [T, D]). Summed over ranks that share out the rows,
-    both are exactly those of the whole batch. At most `chunk_rows` rows of logits exist at once.
+    both are exactly those of the whole batch. At most `max_logits` scores, or one row of them, exist at once.
     """
     gradient = torch.zeros_like(embeddings)
     total = embeddings.new_zeros(())
     for pool, (start, end) in enumerate(zip(targets.row_offsets[:-1], targets.row_offsets[1:], strict=True)):
         start, end = max(start, rows.start), min(end, rows.stop)
         columns = slice(targets.column_offsets[pool], targets.column_offsets[pool + 1])
-        for at in range(start, end, settings.chunk_rows):
-            total += _chunk(embeddings, gradient, targets, slice(at, min(at + settings.chunk_rows, end)), columns, settings)
+        chunk = max(1, settings.max_logits // max(1, columns.stop - columns.start))
+        for at in range(start, end, chunk):
+            total += _chunk(embeddings, gradient, targets, slice(at, min(at + chunk, end)), columns, settings)
     return total, gradient
 
 

@@ -53,14 +53,14 @@ def reference(embeddings: torch.Tensor, targets: Targets, options: LossSettings)
     seed=st.integers(0, 1000),
     denominator=st.sampled_from(["in_batch", "hard_only"]),
     margin=st.sampled_from([None, 0.05, 0.3]),
-    chunk=st.integers(1, 8),
+    max_logits=st.integers(1, 48),
     cut=st.integers(0, 7),
 )
-def test_equals_the_formula_row_by_row(seed, denominator, margin, chunk, cut):
+def test_equals_the_formula_row_by_row(seed, denominator, margin, max_logits, cut):
     torch.manual_seed(seed)
     embeddings = torch.nn.functional.normalize(torch.randn(14, 8, dtype=torch.float64), dim=-1)
     targets = random_targets(seed)
-    options = LossSettings(temperature=0.1, denominator=denominator, false_negative_margin=margin, chunk_rows=chunk)
+    options = LossSettings(temperature=0.1, denominator=denominator, false_negative_margin=margin, max_logits=max_logits)
     leaf = embeddings.clone().requires_grad_()
     expected = reference(leaf, targets, options)
     expected_gradient = torch.autograd.grad(expected, leaf, allow_unused=True)[0]
