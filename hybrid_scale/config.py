@@ -124,8 +124,9 @@ class ModelSettings(Section):
     trust_remote_code: bool = False
     quantization: Literal["none", "nf4"] = "none"
     """`nf4`: bitsandbytes 4-bit with double quantisation; needs `lora`."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the frozen (or, without LoRA, trained) weights and of all products; LoRA's own weights are float32."""
+    dtype: Literal["float64", "float32", "bfloat16"] = "bfloat16"
+    """Type of the frozen (or, without LoRA, trained) weights and of all products; LoRA's own weights are at least float32.
+    float64: for tests of exactness."""
     lora: LoraSettings | None = LoraSettings()
     """`null`: full fine-tuning."""
     attention: Literal["causal", "bidirectional"] = "causal"
@@ -147,7 +148,7 @@ class ModelSettings(Section):
 
     @model_validator(mode="after")
     def _weights_can_be_trained(self) -> Self:
-        if self.lora is None and self.quantization == "none" and self.dtype != "float32":
+        if self.lora is None and self.quantization == "none" and self.dtype == "bfloat16":
             raise ConfigError(
                 describe(
                     "model.dtype",

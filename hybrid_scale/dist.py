@@ -94,6 +94,37 @@ def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
+def join_rows(rows: torch.Tensor, most: int) -> torch.Tensor:
+    """Rows of all ranks, each rank's [n <= most, D] filled up with zeros, in rank order: [W * most, D]. No gradient flows.
+
+    `most` is known on every rank beforehand (the plan is the same everywhere), so nothing is negotiated.
+    """
+    filled = rows if len(rows) == most else torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
+    if not c10d.is_initialized():
+        return filled
+    joined = filled.new_empty(world_size() * most, *rows.shape[1:])
+    c10d.all_gather_into_tensor(joined, filled.contiguous())
+    return joined
+
+
+def sum_rows(joined: torch.Tensor) -> torch.Tensor:
+    """The sum over ranks of [W * most, D], of which each rank gets its own [most, D] (reduce-scatter)."""
+    if not c10d.is_initialized():
+        return joined
+    own = joined.new_empty(len(joined) // world_size(), *joined.shape[1:])
+    c10d.reduce_scatter_tensor(own, joined)
+    return own
+
+
+def flags(raised: bool) -> list[bool]:
+    """`raised` of every rank, in rank order."""
+    if not c10d.is_initialized():
+        return [raised]
+    cells = torch.zeros(world_size(), dtype=torch.int32, device=device())
+    cells[rank()] = raised
+    return [bool(cell) for cell in sum_(cells).tolist()]
+
+
 def gather_objects(value: Any) -> list[Any]:
     """`value` of every rank, in rank order. Small objects only (pickled)."""
     if not c10d.is_initialized():

@@ -66,6 +66,7 @@ class RunDirectory:
         self.adapter = self.path / "adapter"
         self.embeddings = self.path / "embeddings"
         self.evaluations = self.path / "eval"
+        self.failures = self.path / "failures"
 
     def create(self, config: RunConfig) -> None:
         """Write `config.yaml`, or accept an existing run with an equal config. Raises RunError on another config."""

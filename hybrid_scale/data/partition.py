@@ -1,23 +1,57 @@
 """Text lengths + world size -> the same number of token-bounded micro-batches on every rank. Knows no language and no text.
 
-The loss needs embeddings, not pairs kept together, so any text may be embedded on any rank: all texts of the global
-batch are sorted by length, cut into world x k runs of nearly equal padded size, and dealt so that micro-batch j holds
-texts of similar length on every rank (ZeRO-3 puts ranks in lock-step).
+The loss needs embeddings, not pairs kept together, so any text of the global batch may be embedded on any rank. ZeRO-3 puts
+ranks in lock-step: micro-batch j takes as long as its slowest rank, and all ranks need equally many.
+
+Packed (texts end to end): texts go, longest first, to the least loaded of world x k equal bins (LPT, Graham 1969), k the
+smallest number that respects the budget. Padded: sorted runs, so that a micro-batch pads little, of nearly equal cost.
 """
 
+import heapq
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from hybrid_scale.errors import ConfigError, describe
 
+ROUND_TOKENS = 160
+"""What one more micro-batch costs (dequantised weights, launches), in tokens: 146 on an A100, 170 on an H100 (estimates from
+memory bandwidth). Weighed against padding when texts are padded."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits in executed tokens (padding included) of one rank, and what a token costs."""
+
+    micro_batch: int
+    """One micro-batch with gradients."""
+    kept: int = 0
+    """Micro-batches whose graphs are held at once."""
+    embedding: int | None = None
+    """One micro-batch without gradients; None: those passes take the micro-batches as they are."""
+    packed: bool = True
+    quadratic: float = 0.0
+    """A text of n tokens costs n (1 + quadratic n): attention over linear layers, per token of length."""
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Who embeds what. `micro_batches[r][j]` are text numbers, longest first; empty ones keep ranks in step."""
+    """Who embeds what. `micro_batches[r][j]` are text numbers, longest first; empty ones keep ranks in step.
+
+    The first `kept` micro-batches go through the model once and keep their graphs; the others are embedded without
+    gradient first (`embedding_batches` groups consecutive ones) and once more with it.
+    """
 
     micro_batches: tuple[tuple[np.ndarray, ...], ...]
     lengths: np.ndarray
+    packed: bool = False
+    kept: int = 0
+    embedding_batches: tuple[range, ...] = ()
+
+    @property
+    def world(self) -> int:
+        return len(self.micro_batches)
 
     @property
     def rounds(self) -> int:
@@ -25,75 +59,180 @@ class Plan:
         return len(self.micro_batches[0])
 
     @property
+    def schedule(self) -> str:
+        """`direct`: one pass; `two_pass`: cached gradients for all; `kept`: for some."""
+        return "direct" if self.kept == self.rounds else "kept" if self.kept else "two_pass"
+
+    @cached_property
     def counts(self) -> list[int]:
         """[W] texts per rank."""
         return [sum(len(batch) for batch in rank) for rank in self.micro_batches]
 
-    @property
-    def order(self) -> np.ndarray:
-        """[T] text number of each row of the embeddings gathered in rank order."""
-        return np.concatenate([batch for rank in self.micro_batches for batch in rank])
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """[T] where a text's embedding stands when the ranks' embeddings, each filled up to max(counts), are joined."""
+        most = max(self.counts)
+        positions = np.empty(len(self.lengths), np.int64)
+        for rank, batches in enumerate(self.micro_batches):
+            mine = np.concatenate(batches)
+            positions[mine] = rank * most + np.arange(len(mine))
+        return positions
 
     @property
     def real_tokens(self) -> int:
         return int(self.lengths.sum())
 
+    @cached_property
+    def executed(self) -> np.ndarray:
+        """[W, rounds] tokens that each micro-batch computes, padding included."""
+        return np.array([[self._executed(batch) for batch in rank] for rank in self.micro_batches])
+
     @property
     def padded_tokens(self) -> int:
-        """Tokens the ranks compute in all, padding included."""
-        return sum(self._padded(batch) for rank in self.micro_batches for batch in rank)
+        """Tokens the ranks compute in all."""
+        return int(self.executed.sum())
 
     @property
     def lockstep_tokens(self) -> int:
         """Tokens computed if every rank waits for the slowest in each round: the sum of the rounds' maxima times W."""
-        rounds = zip(*self.micro_batches, strict=True)
-        return len(self.micro_batches) * sum(max(self._padded(batch) for batch in batches) for batches in rounds)
+        return self.world * int(self.executed.max(axis=0).sum())
 
-    def _padded(self, batch: np.ndarray) -> int:
-        return int(self.lengths[batch[0]]) * len(batch) if len(batch) else 0
+    @property
+    def recomputed_tokens(self) -> int:
+        """Executed tokens that go through the model twice."""
+        return int(self.executed[:, self.kept :].sum())
+
+    def _executed(self, batch: np.ndarray) -> int:
+        return executed_tokens(self.lengths[batch], self.packed)
 
 
-def partition(lengths: np.ndarray, world: int, max_tokens: int) -> Plan:
-    """Plan for texts of the given token lengths [T]; a micro-batch has at most `max_tokens` padded tokens.
+def executed_tokens(descending: np.ndarray, packed: bool) -> int:
+    """Tokens that a micro-batch of texts of these lengths (longest first) computes."""
+    if not len(descending):
+        return 0
+    return int(descending.sum()) if packed else int(descending[0]) * len(descending)
 
-    Deterministic. Raises ConfigError when one text alone exceeds `max_tokens`.
+
+def partition(lengths: np.ndarray, world: int, budget: Budget) -> Plan:
+    """Plan for texts of the given token lengths [T] within `budget`. Deterministic.
+
+    Raises ConfigError when one text alone exceeds a micro-batch.
     """
-    if len(lengths) and lengths.max() > max_tokens:
+    if len(lengths) and lengths.max() > budget.micro_batch:
         raise ConfigError(
             describe(
                 "training.max_tokens_per_micro_batch",
-                max_tokens,
+                budget.micro_batch,
                 f"a text has {lengths.max()} tokens",
                 "Raise it, or lower data.max_passage_tokens.",
             )
         )
     order = np.argsort(-lengths, kind="stable")
-    descending = lengths[order]
-    rounds = max(1, -(-len(_cuts(descending, max_tokens)) // world))
-    cuts = _cuts(descending, _smallest_budget(descending, world * rounds, max_tokens))
-    runs = np.split(order, cuts[1:]) if len(order) else []
-    runs += [np.empty(0, np.int64)] * (world * rounds - len(runs))
-    return Plan(tuple(tuple(runs[rank::world]) for rank in range(world)), lengths)
+    deal = _packed if budget.packed else _padded
+    micro_batches = deal(order, lengths[order], world, budget)
+    return _scheduled(Plan(micro_batches, lengths, budget.packed), budget)
 
 
-def _cuts(descending: np.ndarray, budget: int) -> list[int]:
-    """Starts of the greedy runs: as many texts as fit `budget` when padded to the run's first."""
+def _scheduled(plan: Plan, budget: Budget) -> Plan:
+    """The plan with as many graphs kept as the budget holds and the rest grouped for the pass without gradients."""
+    slowest = plan.executed.max(axis=0)
+    kept = int(np.searchsorted(np.cumsum(slowest), budget.kept, side="right")) if budget.kept else 0
+    groups: list[range] = []
+    for j in range(kept, plan.rounds):
+        longer = range(groups[-1].start, j + 1) if groups else range(j, j + 1)
+        if groups and budget.embedding is not None and _joined(plan, longer) <= budget.embedding:
+            groups[-1] = longer
+        else:
+            groups.append(range(j, j + 1))
+    return Plan(plan.micro_batches, plan.lengths, plan.packed, kept, tuple(groups))
+
+
+def _joined(plan: Plan, rounds: range) -> int:
+    """Executed tokens of the given rounds as one micro-batch, on the rank with most."""
+    if plan.packed:
+        return int(plan.executed[:, rounds.start : rounds.stop].sum(axis=1).max())
+    joined = [[b for b in rank[rounds.start : rounds.stop] if len(b)] for rank in plan.micro_batches]
+    return max((max(int(plan.lengths[b[0]]) for b in batches) * sum(map(len, batches)) for batches in joined if batches), default=0)
+
+
+# ----------------------------------------------------------------------------------------------------------------- packed
+
+
+def _packed(order: np.ndarray, descending: np.ndarray, world: int, budget: Budget) -> tuple[tuple[np.ndarray, ...], ...]:
+    """Bins [W][k] of nearly equal cost, none over the budget."""
+    costs = (descending * (1.0 + budget.quadratic * descending)).tolist()
+    large = int((descending > budget.micro_batch // 2).sum())  # no two of these share a micro-batch
+    rounds = max(1, -(-int(descending.sum()) // (world * budget.micro_batch)), -(-large // world))
+    while True:
+        bins = _least_loaded(costs, world * rounds)
+        tokens = np.bincount(bins, weights=descending, minlength=world * rounds)
+        if tokens.max(initial=0) <= budget.micro_batch:
+            break
+        rounds += max(1, rounds // 16)
+    by_bin = np.argsort(bins, kind="stable")
+    ends = np.cumsum(np.bincount(bins, minlength=world * rounds))[:-1]
+    runs = np.split(order[by_bin], ends)
+    return tuple(tuple(runs[rank::world]) for rank in range(world))
+
+
+def _least_loaded(costs: list[float], bins: int) -> np.ndarray:
+    """[T] bin of each text: texts in the given order, each to the bin with the least cost so far, the lower one on a tie."""
+    heap = [(0.0, number) for number in range(bins)]
+    chosen = np.empty(len(costs), np.int64)
+    for text, cost in enumerate(costs):
+        load, number = heap[0]
+        chosen[text] = number
+        heapq.heapreplace(heap, (load + cost, number))
+    return chosen
+
+
+# ----------------------------------------------------------------------------------------------------------------- padded
+
+
+def _padded(order: np.ndarray, descending: np.ndarray, world: int, budget: Budget) -> tuple[tuple[np.ndarray, ...], ...]:
+    """Sorted runs dealt to ranks: micro-batch j holds texts of similar length everywhere.
+
+    More micro-batches pad less and cost `ROUND_TOKENS` each: the cheapest of a few numbers is taken.
+    """
+    fewest = max(1, -(-len(_cuts(descending, budget, float("inf"))) // world))
+    best: tuple[float, list[int]] = (float("inf"), [])
+    for rounds in sorted({fewest, fewest + 1, fewest + 2, fewest + 3, 2 * fewest, 3 * fewest}):
+        cuts = _cuts(descending, budget, _smallest_cost(descending, world * rounds, budget))
+        cost = _lockstep_cost(descending, cuts, world, budget) + rounds * ROUND_TOKENS
+        best = min(best, (cost, cuts))
+    runs = np.split(order, best[1][1:]) if len(order) else []
+    runs += [np.empty(0, np.int64)] * (-len(runs) % world or (0 if runs else world))
+    return tuple(tuple(runs[rank::world]) for rank in range(world))
+
+
+def _cuts(descending: np.ndarray, budget: Budget, cost: float) -> list[int]:
+    """Starts of the greedy runs: as many texts as fit the token budget and `cost` when padded to the run's first."""
     starts: list[int] = []
     at = 0
     while at < len(descending):
         starts.append(at)
-        at += max(1, budget // int(descending[at]))
+        longest = int(descending[at])
+        room = min(budget.micro_batch / longest, cost / (longest * (1.0 + budget.quadratic * longest)))
+        at += max(1, int(room))
     return starts
 
 
-def _smallest_budget(descending: np.ndarray, runs: int, largest: int) -> int:
-    """Least budget for which the greedy runs number at most `runs`: spreads the tokens instead of filling the first runs."""
-    low = max(int(descending[0]) if len(descending) else 1, -(-int(descending.sum()) // runs))
-    high = max(low, largest)
-    while low < high:
-        middle = (low + high) // 2
-        if len(_cuts(descending, middle)) <= runs:
+def _smallest_cost(descending: np.ndarray, runs: int, budget: Budget) -> float:
+    """Least cost (to a thousandth) for which the greedy runs number at most `runs`: spreads instead of filling the first."""
+    whole = float((descending * (1.0 + budget.quadratic * descending)).sum())
+    low, high = whole / runs, 2.0 * max(whole, float(budget.micro_batch) * (1.0 + budget.quadratic * budget.micro_batch))
+    while high - low > 0.001 * low:
+        middle = (low * high) ** 0.5
+        if len(_cuts(descending, budget, middle)) <= runs:
             high = middle
         else:
-            low = middle + 1
+            low = middle
     return high
+
+
+def _lockstep_cost(descending: np.ndarray, cuts: list[int], world: int, budget: Budget) -> float:
+    """Sum over rounds of the costliest rank's micro-batch."""
+    starts = np.array(cuts)
+    longest = descending[starts].astype(float)
+    costs = np.diff([*cuts, len(descending)]) * longest * (1.0 + budget.quadratic * longest)
+    return float(sum(costs[at : at + world].max() for at in range(0, len(costs), world)))

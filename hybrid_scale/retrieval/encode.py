@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hybrid_scale import dist
-from hybrid_scale.data.partition import partition
+from hybrid_scale.data.partition import Budget, partition
 from hybrid_scale.data.records import RetrievalSet, TextTable
 from hybrid_scale.data.text import Role, TextEncoder, length_table
 
@@ -23,14 +23,15 @@ def encode_share(
 
     All ranks call `embed` equally often (ZeRO-3 forwards are collective); a rank without texts left embeds a dummy.
     """
-    plan = partition(lengths.astype(np.int64), dist.world_size(), max_tokens)
+    plan = partition(lengths.astype(np.int64), dist.world_size(), Budget(max_tokens, packed=encoder.packed))
     mine = plan.micro_batches[dist.rank()]
     vectors: list[np.ndarray] = []
     started = said = time.monotonic()
     for number, batch in enumerate(mine):
         rows = encoder.encode(role, texts.column("text", batch)) if len(batch) else [[encoder.end]]
         with torch.no_grad():
-            embedded = embed({name: t.to(dist.device()) for name, t in encoder.collate(rows).items()})
+            batch_tokens = encoder.collate(rows)
+            embedded = embed({name: t if name == "lengths" else t.to(dist.device()) for name, t in batch_tokens.items()})
         vectors.append(embedded[: len(batch)].float().cpu().numpy())
         now = time.monotonic()
         if dist.rank() == 0 and now - said > PROGRESS_SECONDS:

@@ -36,6 +36,12 @@ def save(run: RunDirectory, engine: Engine, embedder: Embedder, step: int, facts
     dist.first_rank_does(lambda: _prune(run, keep))
 
 
+def save_weights(folder: Path, engine: Engine, embedder: Embedder) -> None:
+    """The trained weights alone, as in a checkpoint's `adapter/`. Collective."""
+    weights = engine.weights()
+    dist.first_rank_does(lambda: save_trained(embedder, weights, folder))
+
+
 def _write(
     folder: Path,
     embedder: Embedder,

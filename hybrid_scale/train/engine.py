@@ -27,6 +27,9 @@ warnings.filterwarnings("ignore", message="None of the inputs have requires_grad
 
 
 class Engine(Protocol):
+    trained: dict[str, torch.nn.Parameter]
+    """The trained parameters by name; under ZeRO-3 each rank holds a part of each."""
+
     def embed(self, micro_batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Token tensors [B, L] -> unit vectors float32 [B, D]."""
         ...
@@ -141,10 +144,15 @@ class PlainEngine:
     def backward(self, surrogate: torch.Tensor, last: bool) -> None:
         surrogate.backward()
         if last and dist.world_size() > 1:
-            for parameter in self.trained.values():
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.sum_(parameter.grad).div_(dist.world_size())
+            self._average()
+
+    def _average(self) -> None:
+        """Gradients averaged over ranks, all in one exchange."""
+        parameters = list(self.trained.values())
+        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+        dist.sum_(flat).div_(dist.world_size())
+        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def step(self, learning_rate: float) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.clip or float("inf"))

@@ -1,10 +1,13 @@
 """The loop: batch, plan, step, log, save if due, stop if agreed. Knows no dataset format and no metric."""
 
+import math
 import resource
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +15,17 @@ import torch
 
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig
-from hybrid_scale.data.partition import Plan, partition
+from hybrid_scale.data.partition import Budget, Plan, partition
 from hybrid_scale.data.records import Pairs
 from hybrid_scale.data.sampler import GlobalBatch, HybridSampler
 from hybrid_scale.data.text import TextEncoder
-from hybrid_scale.errors import ConfigError, describe
+from hybrid_scale.errors import ConfigError, RunError, describe
+from hybrid_scale.model.shape import Shape
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.train.engine import Engine
-from hybrid_scale.train.gradcache import Share, forward_backward
+from hybrid_scale.train.failure import Failure, describe_failure, names_of, ranks_of, texts_of, write_failure
+from hybrid_scale.train.gradcache import MicroBatch, NotFinite, Share, forward_backward
+from hybrid_scale.train.guard import GradientGuard, MovementGuard
 from hybrid_scale.train.loss import Targets
 from hybrid_scale.train.schedule import learning_rate
 from hybrid_scale.train.stop import StopRequest
@@ -27,54 +33,78 @@ from hybrid_scale.train.stop import StopRequest
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Pairs, their sampler, and the token lengths of their texts."""
+    """Pairs, their sampler, the token lengths of their texts, and the shape of the model that reads them."""
 
     pairs: Pairs
     sampler: HybridSampler
     encoder: TextEncoder
     query_lengths: np.ndarray
     passage_lengths: np.ndarray
+    shape: Shape
 
 
 @dataclass(frozen=True)
 class Step:
-    """A global batch, who embeds what, and whether one pass is enough."""
+    """A global batch, and who embeds what of it."""
 
     batch: GlobalBatch
     plan: Plan
-    direct: bool
+
+
+def budget(config: RunConfig, shape: Shape) -> Budget:
+    """What one rank may execute at once."""
+    training = config.training
+    kept = training.max_kept_tokens or training.max_tokens_per_micro_batch
+    return Budget(
+        micro_batch=training.max_tokens_per_micro_batch,
+        kept=0 if training.passes == "two_pass" else kept,
+        # A pass that draws random numbers (dropout) is replayed micro-batch by micro-batch.
+        embedding=None if shape.dropout else training.max_tokens_per_embedding_batch,
+        packed=config.model.packed,
+        quadratic=shape.quadratic(causal=config.model.attention == "causal"),
+    )
 
 
 def plan_step(data: TrainingData, config: RunConfig, world: int, step: int) -> Step:
     """What step `step` will do on `world` ranks. No communication: the same answer everywhere."""
     batch = data.sampler.batch(step)
     lengths = np.concatenate([data.query_lengths[batch.queries], data.passage_lengths[batch.passages]]).astype(np.int64)
-    training = config.training
-    plan = partition(lengths, world, training.max_tokens_per_micro_batch)
-    if training.passes == "direct" and plan.rounds > 1:
-        raise ConfigError(
-            describe(
-                "training.passes",
-                "direct",
-                f"step {step} needs {plan.rounds} micro-batches a rank",
-                "Use auto, or raise training.max_tokens_per_micro_batch.",
-            )
-        )
-    return Step(batch, plan, direct=plan.rounds == 1 and training.passes != "two_pass")
+    limits = budget(config, data.shape)
+    plan = partition(lengths, world, limits)
+    if config.training.passes == "direct" and plan.schedule != "direct":
+        tokens = int(plan.executed.max(axis=0).sum())
+        rule = f"step {step} needs the graphs of {tokens} tokens at once, {limits.kept} are allowed"
+        raise ConfigError(describe("training.passes", "direct", rule, "Use auto, or raise training.max_kept_tokens."))
+    return Step(batch, plan)
 
 
-def build_share(data: TrainingData, step: Step, rank: int, device: torch.device) -> Share:
-    """Tokens of the texts that `rank` embeds. A micro-batch without texts gets a dummy of one token."""
-    queries = len(step.batch.queries)
-    micro_batches, counts = [], []
-    for texts in step.plan.micro_batches[rank]:
-        rows = _encode(data, step.batch, texts, queries) if len(texts) else [[data.encoder.end]]
-        micro_batches.append({name: tensor.to(device) for name, tensor in data.encoder.collate(rows).items()})
-        counts.append(len(texts))
-    return Share(micro_batches, counts)
+def build_share(data: TrainingData, step: Step, rank: int) -> Share:
+    """Tokens of the texts that `rank` embeds, on the CPU. A micro-batch without texts gets a dummy of one token."""
+    plan = step.plan
+    texts = plan.micro_batches[rank]
+    flat = np.concatenate(texts)
+    encoded = dict(zip(flat.tolist(), _encode(data, step.batch, flat), strict=True))
+
+    def collate(numbers: np.ndarray) -> MicroBatch:
+        return data.encoder.collate([encoded[n] for n in numbers.tolist()] or [[data.encoder.end]])
+
+    micro_batches = [collate(numbers) for numbers in texts]
+    joined = [np.concatenate(texts[rounds.start : rounds.stop]) for rounds in plan.embedding_batches]
+    alone = [len(rounds) == 1 for rounds in plan.embedding_batches]
+    return Share(
+        micro_batches,
+        [len(numbers) for numbers in texts],
+        [
+            micro_batches[rounds.start] if one else collate(numbers)
+            for rounds, one, numbers in zip(plan.embedding_batches, alone, joined, strict=True)
+        ],
+        [len(numbers) for numbers in joined],
+    )
 
 
-def _encode(data: TrainingData, batch: GlobalBatch, texts: np.ndarray, queries: int) -> list[list[int]]:
+def _encode(data: TrainingData, batch: GlobalBatch, texts: np.ndarray) -> list[list[int]]:
+    """Token ids of texts given by number, queries before passages in number."""
+    queries = len(batch.queries)
     is_query = texts < queries
     of_query = data.pairs.queries.column("text", batch.queries[texts[is_query]])
     of_passage = data.pairs.passages.column("text", batch.passages[texts[~is_query] - queries])
@@ -85,9 +115,33 @@ def _encode(data: TrainingData, batch: GlobalBatch, texts: np.ndarray, queries: 
     return [next(encoded[bool(query)]) for query in is_query]
 
 
+class Ahead:
+    """Plans and tokenises the next step in a thread while the current one computes. No communication happens there."""
+
+    def __init__(self, data: TrainingData, config: RunConfig, world: int, rank: int):
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="next-step")
+        self.make = lambda number: self._make(data, config, world, rank, number)
+        self.pending: tuple[int, Future[tuple[Step, Share, float]]] | None = None
+
+    def get(self, number: int, last: int) -> tuple[Step, Share, float]:
+        """Step `number`, its share and the seconds they took; starts on the following one up to `last`."""
+        if self.pending is None or self.pending[0] != number:
+            self.pending = (number, self.pool.submit(self.make, number))
+        made = self.pending[1].result()
+        self.pending = (number + 1, self.pool.submit(self.make, number + 1)) if number < last else None
+        return made
+
+    @staticmethod
+    def _make(data: TrainingData, config: RunConfig, world: int, rank: int, number: int) -> tuple[Step, Share, float]:
+        started = time.monotonic()
+        step = plan_step(data, config, world, number)
+        share = build_share(data, step, rank)
+        return step, share, time.monotonic() - started
+
+
 @dataclass
 class Trainer:
-    """One run in progress. `evaluate(step)`, `save(step)` and `track(values, step)` are handed in by the door."""
+    """One run in progress. `evaluate(step)`, `save(step)`, `save_weights(folder)` and `track(values, step)` are handed in."""
 
     config: RunConfig
     run: RunDirectory
@@ -95,9 +149,15 @@ class Trainer:
     engine: Engine
     evaluate: Callable[[int], None]
     save: Callable[[int], None]
+    save_weights: Callable[[Path], None]
     track: Callable[[dict[str, float], int], None]
     stop: StopRequest
     _started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.ahead = Ahead(self.data, self.config, dist.world_size(), dist.rank())
+        self.gradients = GradientGuard(self.engine.trained)
+        self.movement: MovementGuard | None = MovementGuard(self.engine.trained)
 
     def train(self, first_step: int) -> bool:
         """Steps first_step .. max_steps - 1. True when the run is complete, False when it was asked to stop."""
@@ -121,16 +181,18 @@ class Trainer:
     def _one_step(self, number: int) -> dict[str, Any]:
         """One optimiser step; returns its record for `metrics.jsonl`."""
         clock = [time.monotonic()]
-        step = plan_step(self.data, self.config, dist.world_size(), number)
-        share = build_share(self.data, step, dist.rank(), dist.device())
-        targets = Targets.of(step.batch, dist.device())
+        step, share, prepared = self.ahead.get(number, last=self.config.training.max_steps - 1)
         clock.append(time.monotonic())
-        loss = forward_backward(self.engine, share, step.plan, targets, self.config.loss, step.direct)
+        loss = self._gradient(number, step, share.to(dist.device()))
         clock.append(time.monotonic())
         rate = learning_rate(number, self.config.optimizer, self.config.training.max_steps)
         norm = self.engine.step(rate)
+        if self.movement is not None and rate > 0.0:
+            self.movement.check()
+            self.movement = None
         clock.append(time.monotonic())
-        seconds = dict(zip(("data", "gradient", "update"), np.diff(clock).round(4).tolist(), strict=True))
+        seconds = dict(zip(("data_wait", "gradient", "update"), np.diff(clock).round(4).tolist(), strict=True))
+        plan = step.plan
         return {
             "step": number + 1,
             "loss": loss,
@@ -138,16 +200,42 @@ class Trainer:
             "gradient_norm": norm,
             "pairs": len(step.batch.row_text),
             "pools": list(step.batch.pools),
-            "texts": len(step.plan.lengths),
-            "real_tokens": step.plan.real_tokens,
-            "padded_tokens": step.plan.padded_tokens,
-            "lockstep_tokens": step.plan.lockstep_tokens,
-            "micro_batches": step.plan.rounds,
-            "passes": 1 if step.direct else 2,
+            "texts": len(plan.lengths),
+            "real_tokens": plan.real_tokens,
+            "padded_tokens": plan.padded_tokens,
+            "lockstep_tokens": plan.lockstep_tokens,
+            "lockstep_efficiency": round(plan.real_tokens / plan.lockstep_tokens, 4),
+            "micro_batches": plan.rounds,
+            "schedule": plan.schedule,
+            "recomputed_tokens": plan.recomputed_tokens,
             "seconds": round(clock[-1] - clock[0], 4),
-            "seconds_by_phase": seconds,
+            "seconds_by_phase": {**seconds, "data_ahead": round(prepared, 4)},
             "peak_gib": round(peak_gib(), 4),
         }
+
+    def _gradient(self, number: int, step: Step, share: Share) -> float:
+        """Loss and accumulated gradient, both finite on every rank, or a RunError on every rank."""
+        targets = Targets.of(step.batch, dist.device())
+        offload = self.config.training.offload_activations
+        try:
+            loss = forward_backward(self.engine, share, step.plan, targets, self.config.loss, offload)
+        except NotFinite as error:
+            raise self._failed(number, step, Failure("embeddings", ranks_of(step.plan, error.texts), error.texts, [])) from None
+        bad = self.gradients.not_finite()
+        if bad or not math.isfinite(loss):
+            ranks = list(bad) or list(range(dist.world_size()))
+            names = sorted({name for held in dist.gather_objects(bad.get(dist.rank(), [])) for name in held})
+            failure = Failure("gradients" if bad else "loss", ranks, texts_of(step.plan, ranks), names)
+            raise self._failed(number, step, failure)
+        return loss
+
+    def _failed(self, number: int, step: Step, failure: Failure) -> RunError:
+        """Keeps what is needed to compute the step again; the error to raise. Collective."""
+        folder = self.run.failures / f"step_{number + 1:08d}"
+        names = names_of(self.data.pairs, step.batch, failure.texts)
+        self.save_weights(folder / "adapter")
+        dist.first_rank_does(lambda: write_failure(folder, failure, number, dist.world_size(), names))
+        return describe_failure(failure, number + 1, names, folder)
 
     def _log(self, record: dict[str, Any], first_step: int) -> None:
         """Metrics file, trackers and the progress line, on rank 0."""
@@ -163,7 +251,8 @@ class Trainer:
         print(
             f"step {done}/{total}  loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}"
             f"  {record['pairs'] / record['seconds']:.0f} pairs/s  {record['real_tokens'] / record['seconds']:.0f} tokens/s"
-            f"  padding {1 - record['real_tokens'] / record['padded_tokens']:.0%}  left {left // 60:.0f}:{left % 60:02.0f}",
+            f"  {record['schedule']}  lock-step efficiency {record['lockstep_efficiency']:.2f}"
+            f"  left {left // 60:.0f}:{left % 60:02.0f}",
             file=sys.stderr,
             flush=True,
         )

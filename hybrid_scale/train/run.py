@@ -23,6 +23,7 @@ from hybrid_scale.data.sampler import HybridSampler
 from hybrid_scale.data.text import TextEncoder, length_table, load_text_encoder
 from hybrid_scale.errors import ConfigError, describe
 from hybrid_scale.model.load import DTYPES, count_parameters, load_embedder
+from hybrid_scale.model.shape import read_shape
 from hybrid_scale.runs import RunDirectory, write_json
 from hybrid_scale.train import checkpoint
 from hybrid_scale.train.engine import Engine, make_accelerator, make_engine, zero_stage
@@ -59,6 +60,7 @@ def _open(config: RunConfig, pairs: Pairs, encoder: TextEncoder, deals: dict[str
         encoder,
         length_table(pairs.directory, "queries", pairs.queries, "query", encoder),
         length_table(pairs.directory, "passages", pairs.passages, "passage", encoder),
+        read_shape(config.model),
     )
 
 
@@ -121,6 +123,7 @@ def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopR
         engine,
         evaluate=evaluate_now,
         save=lambda step: checkpoint.save(run, engine, embedder, step, facts, config.training.keep_checkpoints),
+        save_weights=lambda folder: checkpoint.save_weights(folder, engine, embedder),
         track=lambda values, step: accelerator.log(values, step=step),
         stop=stop,
     )
@@ -166,9 +169,11 @@ def describe_run(config: RunConfig, data: TrainingData, world: int) -> str:
         **{f"{name} pool": value for name, value in described["pools"].items()},  # type: ignore[attr-defined]
         "steps per epoch": described["steps per epoch of each stream"],
         "ranks, ZeRO stage": f"{world}, {stage}",
-        "micro-batches a rank and passes, first steps": [(step.plan.rounds, 1 if step.direct else 2) for step in first],
+        "micro-batches a rank and schedule, first steps": [f"{step.plan.rounds} {step.plan.schedule}" for step in first],
         "tokens a step (real), first steps": round(real / len(first)),
         "padding, first steps": f"{1 - real / sum(step.plan.padded_tokens for step in first):.1%}",
+        "lock-step efficiency, first steps": f"{real / sum(step.plan.lockstep_tokens for step in first):.1%}",
+        "tokens embedded twice, first steps": f"{sum(s.plan.recomputed_tokens for s in first) / real:.1%}",
         "texts cut to the limit": _cut_share(config, data),
         "parameters": f"{counts.total:,} ({counts.quantised:,} in 4 bits), {counts.trained:,} trained",
         **{f"bytes a rank: {name}": f"{value:,.0f}" for name, value in size.items()},

@@ -10,9 +10,9 @@ from tests.data.synthetic import parallel
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def write_inputs(folder: Path) -> Path:
+def write_inputs(folder: Path, negatives: int = 0) -> Path:
     """`folder/train` (prepared pairs) and `folder/model` (random Llama with its tokenizer)."""
-    pairs = parallel(folder / "train", groups=60)
+    pairs = parallel(folder / "train", groups=60, negatives=negatives)
     texts = pairs.queries.column("text") + pairs.passages.column("text")
     tokenizer = write_tokenizer(texts, folder / "model", vocabulary=400)
     write_model(folder / "model", len(tokenizer), hidden=32, layers=2, heads=4)
