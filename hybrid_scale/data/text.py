@@ -7,6 +7,7 @@ before the end token, so that last-token pooling always reads it.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +35,8 @@ class TextEncoder:
     end: int
     digest: str
     """Names everything that a token length depends on."""
+    packed: bool
+    """How `collate` lays texts out: end to end, or padded."""
 
     def encode(self, role: Role, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, at most `max_tokens[role]` of them, the last one always the end token."""
@@ -43,14 +46,19 @@ class TextEncoder:
         return [[*self.begin, *row[:room], self.end] for row in ids]
 
     def collate(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-        """`input_ids` and `attention_mask`, int64 [B, L], padded on the right with the end token."""
-        longest = max(len(row) for row in rows)
-        ids = torch.full((len(rows), longest), self.end, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
-            mask[i, : len(row)] = 1
-        return {"input_ids": ids, "attention_mask": mask}
+        """A micro-batch, on the CPU, in the order given; all int64.
+
+        Packed: `input_ids` [1, T], the texts end to end, and `lengths` [B], which stays on the CPU.
+        Padded: `input_ids` and `attention_mask` [B, L], padded on the right with the end token.
+        """
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        tokens = np.fromiter(chain.from_iterable(rows), np.int64, int(lengths.sum()))
+        if self.packed:
+            return {"input_ids": torch.from_numpy(tokens).unsqueeze(0), "lengths": torch.from_numpy(lengths)}
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(mask.shape, self.end, np.int64)
+        ids[mask] = tokens
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
 
 
 def load_text_encoder(config: RunConfig) -> TextEncoder:
@@ -77,7 +85,8 @@ def make_text_encoder(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> 
         if limit <= fixed:
             rule = f"prompt, begin and end token alone take {fixed} tokens"
             raise ModelError(describe(f"data.max_{role}_tokens", limit, rule, "Raise it, or shorten the prompt."))
-    return TextEncoder(tokenizer, prompts, limits, begin, end, _digest(tokenizer, prompts, limits, begin, end))
+    digest = _digest(tokenizer, prompts, limits, begin, end)
+    return TextEncoder(tokenizer, prompts, limits, begin, end, digest, settings.packed)
 
 
 def _end_token(tokenizer: PreTrainedTokenizerBase, asked: str | None) -> int:

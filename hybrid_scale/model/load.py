@@ -13,13 +13,15 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 
 import bitsandbytes as bnb  # noqa: E402
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict  # noqa: E402
+from peft.tuners.lora import LoraLayer  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import nn  # noqa: E402
-from transformers import AutoConfig, AutoModel, BitsAndBytesConfig  # noqa: E402
+from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PretrainedConfig  # noqa: E402
 
 from hybrid_scale.config import LoraSettings, ModelSettings  # noqa: E402
 from hybrid_scale.costs import ParameterCounts  # noqa: E402
 from hybrid_scale.errors import ModelError, describe  # noqa: E402
+from hybrid_scale.model import packing  # noqa: E402
 from hybrid_scale.model.embedder import Embedder  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -37,6 +39,8 @@ def load_embedder(settings: ModelSettings, seed: int, adapter: Path | None = Non
         backbone.requires_grad_(True)
     else:
         backbone = _add_lora(backbone, settings.lora, seed)
+        if settings.lora.compute == "model" and settings.dtype != "float32":
+            _follow_activations(backbone)
     if settings.gradient_checkpointing:
         # Reentrant: the only form that lets ZeRO-3 free a gathered 4-bit weight between forward and backward
         # (bitsandbytes keeps a view of it on the autograd node otherwise).
@@ -61,12 +65,18 @@ def _load_backbone(settings: ModelSettings) -> Any:
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
     try:
+        config = _read_config(settings)
+        if settings.packed:
+            _check_packable(config, settings)
         backbone = AutoModel.from_pretrained(
             settings.base,
+            config=config,
             revision=settings.revision,
             trust_remote_code=settings.trust_remote_code,
             dtype=DTYPES[settings.dtype],
-            attn_implementation=settings.attention_implementation,
+            attn_implementation=packing.NAME
+            if settings.attention_implementation == "packed"
+            else settings.attention_implementation,
             use_safetensors=True,
             **options,
         )
@@ -78,6 +88,44 @@ def _load_backbone(settings: ModelSettings) -> Any:
             module.support_avx512bf16_for_cpu = False
     backbone.requires_grad_(False)
     return backbone
+
+
+def _read_config(settings: ModelSettings) -> PretrainedConfig:
+    config = AutoConfig.from_pretrained(settings.base, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
+    text = config.get_text_config()
+    flash = settings.attention_implementation == "flash_attention_2"
+    if flash and settings.attention == "bidirectional" and getattr(text, "sliding_window", None) is not None:
+        # Bidirectional attention sees the whole text; flash attention would keep to the window on both sides.
+        text.sliding_window = text.max_position_embeddings
+    return config
+
+
+def _skeleton(config: PretrainedConfig, settings: ModelSettings) -> Any:
+    """The model without storage (the `meta` device): 1.5 s for 80 layers."""
+    with torch.device("meta"):
+        return AutoModel.from_config(config, trust_remote_code=settings.trust_remote_code)
+
+
+def _check_packable(config: PretrainedConfig, settings: ModelSettings) -> None:
+    """Raises ModelError where texts end to end would reach each other."""
+    architecture = type(_skeleton(config, settings))
+    layers = set(getattr(config.get_text_config(), "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if not getattr(architecture, "_supports_attention_backend", False):
+        fault = "doesn't go through transformers' attention interface"
+    elif getattr(architecture, "_is_stateful", False):
+        fault = "carries a state from token to token, across texts"
+    elif layers:
+        fault = f"has layers that mix neighbouring tokens in other ways ({', '.join(sorted(layers))})"
+    else:
+        return
+    raise ModelError(
+        describe(
+            "model.attention_implementation",
+            settings.attention_implementation,
+            f"it puts texts end to end, and {architecture.__name__} {fault}",
+            "Use sdpa.",
+        )
+    )
 
 
 def _add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> PeftModel:
@@ -94,6 +142,24 @@ def _add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> PeftMod
             return get_peft_model(backbone, config)
         except ValueError as error:
             raise ModelError(describe("model.lora.targets", settings.targets, str(error))) from None
+
+
+class _FollowingLinear(nn.Linear):
+    """A linear layer that multiplies in the type of its input and keeps weight and gradient in its own."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(input, self.weight.to(input.dtype))
+
+
+def _follow_activations(adapted: nn.Module) -> None:
+    """LoRA's products in the type of the activations instead of the weights' float32; names and weights stay as they are."""
+    for layer in adapted.modules():
+        if isinstance(layer, LoraLayer):
+            layer.cast_input_dtype_enabled = False
+            for held in (layer.lora_A, layer.lora_B):
+                for linear in held.values():
+                    assert type(linear) is nn.Linear
+                    linear.__class__ = _FollowingLinear
 
 
 def load_trained(embedder: Embedder, folder: Path) -> None:
@@ -129,9 +195,7 @@ def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
 
 def count_parameters(settings: ModelSettings) -> ParameterCounts:
     """Weights by how they are held, from a skeleton without storage (the `meta` device)."""
-    config = AutoConfig.from_pretrained(settings.base, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
-    with torch.device("meta"):
-        backbone = AutoModel.from_config(config, trust_remote_code=settings.trust_remote_code)
+    backbone = _skeleton(_read_config(settings), settings)
     linear = sum(m.weight.numel() for m in backbone.modules() if isinstance(m, nn.Linear))
     total = sum(p.numel() for p in backbone.parameters())
     if settings.lora is None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from hybrid_scale.data.records import Pairs
@@ -43,10 +44,23 @@ def test_another_prompt_has_another_table(folder):
 
 
 def test_collate_pads_on_the_right(folder):
-    encoder = load_text_encoder(make_config(folder))
+    encoder = load_text_encoder(make_config(folder, model={"attention_implementation": "sdpa"}))
     batch = encoder.collate([[4, 5, 6], [7]])
     assert batch["input_ids"].tolist() == [[4, 5, 6], [7, encoder.end, encoder.end]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_collate_puts_texts_end_to_end(folder):
+    batch = load_text_encoder(make_config(folder)).collate([[7], [4, 5, 6], [8, 9]])
+    assert batch["input_ids"].tolist() == [[7, 4, 5, 6, 8, 9]]
+    assert batch["lengths"].tolist() == [1, 3, 2]
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+def test_the_layout_of_a_batch_has_no_part_in_the_digest(folder):
+    layouts = [load_text_encoder(make_config(folder, model={"attention_implementation": name})) for name in ("packed", "sdpa")]
+    assert [encoder.packed for encoder in layouts] == [True, False]
+    assert layouts[0].digest == layouts[1].digest
 
 
 def test_a_tokenizer_without_end_token_is_refused(folder, tmp_path):
