@@ -1,4 +1,4 @@
-"""Train one run: accelerate launch launch/train.py CONFIG.yaml [section.key=value ...] [--dry-run [--ranks N]]
+"""Train one run: accelerate launch launch/train.py CONFIG.yaml [section.key=value ...] [--dry-run [--ranks N] | --replay FAILURE]
 
 Exit code 0: done; 2: a setting or an input is wrong; 3: stopped by a signal with a checkpoint, start again to go on.
 """
@@ -17,7 +17,7 @@ from hybrid_scale.errors import HybridScaleError
 from hybrid_scale.retrieval.benchmark import evaluate_run
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.train.engine import Engine
-from hybrid_scale.train.run import dry_run, train
+from hybrid_scale.train.run import dry_run, replay, train
 
 
 def evaluate(config: RunConfig, run: RunDirectory, encoder: TextEncoder, engine: Engine, step: int | None) -> None:
@@ -32,11 +32,15 @@ def main() -> int:
         "--dry-run", action="store_true", help="print the resolved config and every derived number, train nothing"
     )
     parser.add_argument("--ranks", type=int, default=1, help="with --dry-run: the number of ranks to plan for")
+    parser.add_argument("--replay", type=Path, metavar="FAILURE", help="compute a failed step again (runs/.../failures/step_N)")
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config, arguments.overrides)
         if arguments.dry_run:
             print(dry_run(config, arguments.ranks))
+            return 0
+        if arguments.replay:
+            print(replay(config, arguments.replay))
             return 0
         dist.start()
         return 0 if train(config, evaluate) else 3

@@ -152,7 +152,9 @@ def _joined(plan: Plan, rounds: range) -> int:
     if plan.packed:
         return int(plan.executed[:, rounds.start : rounds.stop].sum(axis=1).max())
     joined = [[b for b in rank[rounds.start : rounds.stop] if len(b)] for rank in plan.micro_batches]
-    return max((max(int(plan.lengths[b[0]]) for b in batches) * sum(map(len, batches)) for batches in joined if batches), default=0)
+    return max(
+        (max(int(plan.lengths[b[0]]) for b in batches) * sum(map(len, batches)) for batches in joined if batches), default=0
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- packed

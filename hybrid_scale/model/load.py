@@ -24,7 +24,7 @@ from hybrid_scale.errors import ModelError, describe  # noqa: E402
 from hybrid_scale.model import packing  # noqa: E402
 from hybrid_scale.model.embedder import Embedder  # noqa: E402
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_embedder(settings: ModelSettings, seed: int, adapter: Path | None = None) -> Embedder:

@@ -49,8 +49,8 @@ class MovementGuard:
         moved = any(not torch.equal(before, _held(parameter)) for before, parameter in pairs)
         if not any(dist.flags(moved)):
             raise RunError(
-                f"none of the {len(self.trained)} trained tensors moved in the first optimiser step with a positive learning rate: "
-                "gradients don't reach the optimiser. Check training.engine and the DeepSpeed JSON."
+                f"none of the {len(self.trained)} trained tensors moved in the first optimiser step with a positive learning "
+                "rate: gradients don't reach the optimiser. Check training.engine and the DeepSpeed JSON."
             )
 
 

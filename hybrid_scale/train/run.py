@@ -24,10 +24,14 @@ from hybrid_scale.data.text import TextEncoder, length_table, load_text_encoder
 from hybrid_scale.errors import ConfigError, describe
 from hybrid_scale.model.load import DTYPES, count_parameters, load_embedder
 from hybrid_scale.model.shape import read_shape
-from hybrid_scale.runs import RunDirectory, write_json
+from hybrid_scale.runs import RunDirectory, read_json, write_json
 from hybrid_scale.train import checkpoint
-from hybrid_scale.train.engine import Engine, make_accelerator, make_engine, zero_stage
-from hybrid_scale.train.loop import Trainer, TrainingData, plan_step
+from hybrid_scale.train.engine import Engine, PlainEngine, make_accelerator, make_engine, zero_stage
+from hybrid_scale.train.failure import names_of
+from hybrid_scale.train.gradcache import NotFinite, forward_backward
+from hybrid_scale.train.guard import GradientGuard
+from hybrid_scale.train.loop import Trainer, TrainingData, build_share, plan_step
+from hybrid_scale.train.loss import Targets
 from hybrid_scale.train.stop import StopRequest
 
 PACKAGES = ("torch", "deepspeed", "accelerate", "transformers", "peft", "bitsandbytes")
@@ -187,6 +191,29 @@ def _cut_share(config: RunConfig, data: TrainingData) -> str:
         "passages": float(np.mean(data.passage_lengths == config.data.max_passage_tokens)),
     }
     return ", ".join(f"{name} {share:.1%}" for name, share in cut.items())
+
+
+def replay(config: RunConfig, folder: Path) -> str:
+    """Compute a failed step again from its `failures/step_N` folder, on this process alone; nothing is updated.
+
+    Returns what is not finite: texts, or else trained tensors. Raises RunError for a folder that holds no failure.
+    """
+    facts = read_json(folder / "batch.json")
+    data = open_training_data(config, 1)
+    engine = PlainEngine(load_embedder(config.model, config.run.seed, folder / "adapter"), config.optimizer)
+    step = plan_step(data, config, 1, facts["step"])
+    guard = GradientGuard(engine.trained)
+    targets = Targets.of(step.batch, dist.device())
+    title = f"step {facts['step'] + 1}, found on {facts['world_size']} ranks: {facts['what']} not finite on {facts['ranks']}"
+    try:
+        loss = forward_backward(engine, build_share(data, step, 0).to(dist.device()), step.plan, targets, config.loss)
+    except NotFinite as error:
+        names = names_of(data.pairs, step.batch, list(error.texts))
+        return "\n".join([title, f"again, on one process: embeddings of {len(names)} texts are not finite:", *names])
+    if bad := guard.not_finite():
+        return "\n".join([title, f"again, on one process: loss {loss}; gradients not finite:", *bad[0]])
+    suspects = "The weights and the batch are sound: suspect a device, or what differs between this process and the ranks."
+    return f"{title}\nagain, on one process: everything is finite, loss {loss:.6g}. {suspects}"
 
 
 def dry_run(config: RunConfig, world: int) -> str:

@@ -188,9 +188,7 @@ def test_deepspeed_equals_dense(folder, stage, world, quantization, checkpointin
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_offloaded_activations_equal_dense(folder, checkpointing):
-    check(
-        folder, 1, model={"gradient_checkpointing": checkpointing}, training={**SCHEDULES["kept"], "offload_activations": True}
-    )
+    check(folder, 1, model={"gradient_checkpointing": checkpointing}, training={**SCHEDULES["kept"], "offload_activations": True})
 
 
 def test_bfloat16_exchange_is_close(folder):
