@@ -25,7 +25,7 @@ class Embedder(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Texts -> float32 [B, D] in their order.
+        """Texts -> [B, D] in their order, float32 (float64 of a float64 model).
 
         Padded: ids and mask, int64 [B, L] each; the side of the padding doesn't matter: positions count real tokens.
         Packed: ids int64 [1, T] and lengths int64 [B] on the CPU; every linear layer sees the T real tokens alone.

@@ -39,7 +39,7 @@ def load_embedder(settings: ModelSettings, seed: int, adapter: Path | None = Non
         backbone.requires_grad_(True)
     else:
         backbone = _add_lora(backbone, settings.lora, seed)
-        if settings.lora.compute == "model" and settings.dtype != "float32":
+        if settings.lora.compute == "model" and settings.dtype == "bfloat16":
             _follow_activations(backbone)
     if settings.gradient_checkpointing:
         # Reentrant: the only form that lets ZeRO-3 free a gathered 4-bit weight between forward and backward
