@@ -12,17 +12,12 @@ def wide(hidden: torch.Tensor) -> torch.dtype:
     return torch.promote_types(hidden.dtype, torch.float32)
 
 
-def widen(hidden: torch.Tensor) -> torch.Tensor:
-    """At least float32."""
-    return hidden if hidden.dtype == torch.float64 else hidden.float()
-
-
 def pool(hidden: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
     """Hidden states [B, L, H] and mask [B, L] (1 = token, padding on either side) -> [B, H] in float32 or wider."""
     if how == "last":
         positions = torch.arange(mask.shape[1], device=mask.device)
         last = (positions * mask).argmax(dim=1)
-        return widen(hidden[torch.arange(len(hidden), device=hidden.device), last]).to(wide(hidden))
+        return hidden[torch.arange(len(hidden), device=hidden.device), last].to(wide(hidden))
     weights = mask.to(wide(hidden))
     if how == "weighted_mean":
         weights = weights * weights.cumsum(dim=1)
@@ -33,7 +28,6 @@ def pool_packed(hidden: torch.Tensor, lengths: torch.Tensor, positions: torch.Te
     """Hidden states [T, H], lengths int64 [B] and positions int64 [T] (from 0 in each text) -> [B, H] in float32 or wider."""
     if how == "last":
         return hidden.index_select(0, lengths.cumsum(0) - 1).to(wide(hidden))
-    hidden = widen(hidden)
     weights, totals = torch.ones_like(positions), lengths
     if how == "weighted_mean":
         weights, totals = positions + 1, lengths * (lengths + 1) // 2
