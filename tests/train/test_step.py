@@ -152,7 +152,7 @@ def write_starcoder(folder: Path) -> str:
         shutil.copytree(folder / "model", place)
         shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         vocabulary = json.loads((place / "config.json").read_text())["vocab_size"]
-        dropouts = {name: 0.0 for name in ("attention_dropout", "residual_dropout", "embedding_dropout")}
+        dropouts = dict.fromkeys(("attention_dropout", "residual_dropout", "embedding_dropout"), 0.0)
         torch.manual_seed(0)
         config = Starcoder2Config(vocab_size=vocabulary, num_key_value_heads=2, initializer_range=0.1, **shape, **dropouts)
         Starcoder2Model(config).save_pretrained(place)
