@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -101,7 +102,9 @@ def reference_with_gradient(embeddings: torch.Tensor, targets: Targets, options:
     max_logits=st.integers(1, 30),
     cut=st.integers(0, ROWS),
 )
-def test_equals_the_formula_row_by_row(seed, consecutive, denominator, margin, max_logits, cut):
+def test_equals_the_formula_row_by_row(
+    seed: int, consecutive: bool, denominator: Literal["in_batch", "hard_only"], margin: float | None, max_logits: int, cut: int
+) -> None:
     """max_logits 1 to 30 takes 1 to 4 of the 4 rows of 6 columns at once; below 6 a row exceeds it and is taken whole."""
     embeddings, targets = unit_vectors(seed), random_targets(seed, consecutive)
     options = LossSettings(temperature=0.1, denominator=denominator, false_negative_margin=margin, max_logits=max_logits)
@@ -115,7 +118,7 @@ def test_equals_the_formula_row_by_row(seed, consecutive, denominator, margin, m
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), **MASKS, max_logits=st.integers(1, 30))
-def test_padded_buffer(seed, denominator, margin, max_logits):
+def test_padded_buffer(seed: int, denominator: Literal["in_batch", "hard_only"], margin: float | None, max_logits: int) -> None:
     """Texts anywhere in a larger buffer; rows that no text names hold NaN and get gradient zero."""
     embeddings, targets = unit_vectors(seed), random_targets(seed)
     used = torch.unique(torch.cat([targets.row_text, targets.column_text]))
@@ -134,7 +137,7 @@ def test_padded_buffer(seed, denominator, margin, max_logits):
 
 
 @pytest.mark.parametrize("consecutive", [False, True])
-def test_bfloat16_equals_float32_of_the_rounded_embeddings(consecutive):
+def test_bfloat16_equals_float32_of_the_rounded_embeddings(consecutive: bool) -> None:
     rounded, options = unit_vectors(5).bfloat16(), LossSettings(temperature=0.05, max_logits=12)
     targets = random_targets(5, consecutive)
     loss, gradient = contrastive_loss(rounded, targets, range(ROWS), options)
@@ -148,7 +151,7 @@ def test_bfloat16_equals_float32_of_the_rounded_embeddings(consecutive):
 
 
 @pytest.mark.parametrize("cosine", [-1.0, 1.0])
-def test_scores_far_beyond_exp(cosine):
+def test_scores_far_beyond_exp(cosine: float) -> None:
     """Logits of +-2000 in float32 (exp ends at 88). The positive is the worst or the best: loss 4000 or 0, no NaN."""
     embeddings = torch.tensor([[1.0, 0.0], [cosine, 0.0], [-cosine, 0.0]])
     loss, gradient = contrastive_loss(embeddings, plain_targets([1], [2]), range(1), LossSettings(temperature=5e-4))
@@ -158,7 +161,7 @@ def test_scores_far_beyond_exp(cosine):
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=0)
 
 
-def test_easy_row_keeps_its_gradient_in_float32():
+def test_easy_row_keeps_its_gradient_in_float32() -> None:
     """The negatives' probability is 2 * exp(-18) = 3e-8, less than float32 resolves beside 1: softmax - 1 would be 0."""
     embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.0], [0.0, 0.0], [0.0, 1.0]])
     targets, options = plain_targets([1], [3]), LossSettings(temperature=0.05)
@@ -167,7 +170,7 @@ def test_easy_row_keeps_its_gradient_in_float32():
     np.testing.assert_allclose(gradient[1].numpy(), [to_positive, 0.0], rtol=1e-5)
 
 
-def test_gradient_equals_finite_differences():
+def test_gradient_equals_finite_differences() -> None:
     torch.manual_seed(0)
     embeddings = torch.randn(TEXTS, 4, dtype=torch.float64)
     targets, options = random_targets(3), LossSettings(temperature=0.5)
@@ -181,7 +184,7 @@ def test_gradient_equals_finite_differences():
     torch.testing.assert_close(gradient, numeric, atol=1e-8, rtol=1e-6)
 
 
-def test_hand_worked_value():
+def test_hand_worked_value() -> None:
     """One pool, two rows, orthogonal unit vectors, t = 1: each row's loss is log(1 + e^-1)."""
     embeddings = torch.eye(2).repeat(2, 1)
     targets = Targets(
@@ -193,7 +196,7 @@ def test_hand_worked_value():
 
 
 @pytest.mark.parametrize("max_logits", [1, 100, 10_000])
-def test_operations_are_those_of_the_blocks(max_logits):
+def test_operations_are_those_of_the_blocks(max_logits: int) -> None:
     """Three products of 2 r c D operations for each pool, none between pools, none for rows that weren't asked for."""
     size, rows, columns = 16, [8, 1, 20, 5], [8, 9, 31, 5]
     targets, embeddings = plain_targets(rows, columns), torch.randn(sum(rows) + sum(columns), size)
@@ -209,7 +212,7 @@ shapes = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 40)), min_size=1,
 
 @settings(max_examples=200, deadline=None)
 @given(shapes=shapes, world=st.integers(1, 80))
-def test_ranks_share_out_the_scores(shapes, world):
+def test_ranks_share_out_the_scores(shapes: list[tuple[int, int]], world: int) -> None:
     """Every row once, in order, and no rank further than one row from its even share of the scores."""
     rows, columns = [rows for rows, _ in shapes], [rows + more for rows, more in shapes]
     targets = plain_targets(rows, columns)
@@ -220,7 +223,7 @@ def test_ranks_share_out_the_scores(shapes, world):
         assert abs(sum(cost[share.start : share.stop]) - cost.sum() / world) < max(columns)
 
 
-def test_share_of_unequal_pools_by_hand():
+def test_share_of_unequal_pools_by_hand() -> None:
     """6 rows of 10 columns and 20 rows of 2: 100 scores. Half of them is 5 rows of the first pool, not 13 rows."""
     targets = plain_targets([6, 2, 18], [10, 2, 18])
     targets = replace(targets, row_offsets=[0, 6, 26], column_offsets=[0, 10, 12])
@@ -228,13 +231,13 @@ def test_share_of_unequal_pools_by_hand():
     assert [share_rows(targets, rank, 4) for rank in range(4)] == [range(0, 2), range(2, 5), range(5, 13), range(13, 26)]
 
 
-def test_equal_pools_are_shared_by_rows():
+def test_equal_pools_are_shared_by_rows() -> None:
     targets = plain_targets([8, 8, 8], [9, 9, 9])
     assert [share_rows(targets, rank, 6) for rank in range(6)] == [range(at, at + 4) for at in range(0, 24, 4)]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7, 11])
-def test_sum_over_ranks_is_the_whole(world):
+def test_sum_over_ranks_is_the_whole(world: int) -> None:
     embeddings, targets, options = unit_vectors(2), random_targets(2), LossSettings(temperature=0.1, max_logits=12)
     expected, expected_gradient = reference_with_gradient(embeddings, targets, options)
     parts = [contrastive_loss(embeddings, targets, share_rows(targets, rank, world), options) for rank in range(world)]
@@ -267,7 +270,7 @@ print(json.dumps(peaks))
 """
 
 
-def test_memory_of_a_large_pool():
+def test_memory_of_a_large_pool() -> None:
     """8,192 x 8,192, d = 256: 256 MiB of scores at once without chunks. 8 times `max_logits` breaks the bound."""
     size, dimension, max_logits = 8192, 256, 1 << 20
     cases = [(size, max_logits), (1024, 8 * max_logits)]
