@@ -65,18 +65,40 @@ def run_config(folder: Path, place: Path, **sections: dict[str, Any]) -> RunConf
     return make_config(folder, **{"run": {"directory": str(place)}, "training": training, **sections})
 
 
-def test_one_curve_on_any_number_of_ranks(folder, tmp_path):
-    """Six AdamW steps on 1, 2 and 4 ranks, several micro-batch plans: the same losses and adapter to float32 rounding."""
+PRECISIONS: dict[str, tuple[dict[str, Any], float, float]] = {
+    "float32": ({}, 1e-5, 1e-5),
+    "nf4-bfloat16": ({"quantization": "nf4", "dtype": "bfloat16"}, 0.1, 0.02),
+}
+"""Model settings, and how far losses and adapter weights may be apart after 50 steps. Seen: 4e-7 and 5e-8; .018 and .003."""
+
+WAYS: list[tuple[int, int, dict[str, Any]]] = [
+    (1, 0, {"max_tokens_per_micro_batch": 100_000}),
+    (2, 3, {"max_tokens_per_micro_batch": 128, "passes": "two_pass"}),
+    (4, 2, {"max_tokens_per_micro_batch": 96, "max_kept_tokens": 96}),
+]
+"""Ranks, ZeRO stage (0: plain), and how the batch is cut."""
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_one_curve_on_any_number_of_ranks(folder, tmp_path, precision):
+    """Fifty AdamW steps on 1, 2 and 4 ranks, other micro-batches, schedules and ZeRO stages each time: one curve."""
+    model, loss_tolerance, weight_tolerance = PRECISIONS[precision]
     configs = []
-    for world, tokens in ((1, 100_000), (2, 128), (4, 96)):
-        config = run_config(folder, tmp_path / f"w{world}", training={"max_tokens_per_micro_batch": tokens})
+    for world, stage, cut in WAYS:
+        training = {"max_steps": 50, **cut}
+        if stage:
+            training |= {"engine": "deepspeed", "deepspeed": zero(stage, tmp_path)}
+        config = run_config(folder, tmp_path / f"w{world}", training=training, model={**model, "gradient_checkpointing": False})
         assert run_ranks(train_on_this_rank, world, config.model_dump_json()) == [True] * world
         configs.append(config)
+    schedules = [{record["schedule"] for record in RunDirectory(config.run.directory).metrics()} for config in configs]
+    assert schedules[:2] == [{"direct"}, {"two_pass"}]
+    assert "kept" in schedules[2]
     for config in configs[1:]:
-        assert losses(config) == pytest.approx(losses(configs[0]), abs=5e-5)
+        assert losses(config) == pytest.approx(losses(configs[0]), abs=loss_tolerance)
         for name, weight in adapter(config).items():
-            np.testing.assert_allclose(weight, adapter(configs[0])[name], atol=2e-4)
-    assert losses(configs[0])[-1] < losses(configs[0])[0]
+            np.testing.assert_allclose(weight, adapter(configs[0])[name], atol=weight_tolerance)
+    assert np.mean(losses(configs[0])[-5:]) < 0.8 * np.mean(losses(configs[0])[:5])
 
 
 @pytest.mark.parametrize("engine", ["plain", "zero3-nf4", "zero3-full", "zero2"])
