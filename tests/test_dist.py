@@ -14,7 +14,11 @@ def every_collective() -> dict[str, object]:
     rank, world = dist.rank(), dist.world_size()
     mine = torch.full((rank, 2), float(rank))
     dist.barrier()
+    joined = dist.join_rows(mine, world)
     return {
+        "joined": joined.tolist(),
+        "summed": dist.sum_rows(joined + rank).tolist(),
+        "flags": dist.flags(rank == world - 1),
         "rows": dist.gather_rows(mine, list(range(world))).tolist(),
         "arrays": [array.tolist() for array in dist.gather_arrays(np.full(rank + 1, rank))],
         "sum": dist.sum_(torch.tensor([rank, 1])).tolist(),
@@ -27,7 +31,11 @@ def every_collective() -> dict[str, object]:
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_collectives(world):
     results = run_ranks(every_collective, world)
-    expected = {
+    filled = [[float(r) if row < r else 0.0] * 2 for r in range(world) for row in range(world)]
+    total = sum(range(world))
+    common = {
+        "joined": filled,
+        "flags": [r == world - 1 for r in range(world)],
         "rows": [[float(r)] * 2 for r in range(world) for _ in range(r)],
         "arrays": [[r] * (r + 1) for r in range(world)],
         "sum": [sum(range(world)), world],
@@ -35,7 +43,9 @@ def test_collectives(world):
         "max": 10,
         "first": "rank 0",
     }
-    assert results == [expected] * world
+    for rank, result in enumerate(results):
+        own = filled[rank * world : (rank + 1) * world]
+        assert result == {**common, "summed": [[world * cell + total for cell in row] for row in own]}
 
 
 def first_rank_fails() -> str:

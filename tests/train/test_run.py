@@ -204,7 +204,7 @@ def test_deepspeed_without_a_launcher_is_refused(folder, tmp_path, monkeypatch):
 
 def test_direct_is_refused_where_it_doesnt_fit(folder):
     config = make_config(folder, training={"passes": "direct", "max_tokens_per_micro_batch": 96})
-    with pytest.raises(ConfigError, match=r"training.passes: found 'direct'; step 0 needs \d+ micro-batches a rank"):
+    with pytest.raises(ConfigError, match=r"'direct'; step 0 needs the graphs of \d+ tokens at once, 96 are allowed"):
         dry_run(config, 1)
 
 
