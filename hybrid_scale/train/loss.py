@@ -6,7 +6,7 @@ A row's columns are those of its pool, less the columns of its own family (its p
 that score above the positive by a margin (2506.05176). `hard_only` keeps hard negatives only (2408.10536 as printed).
 
 The gradient is worked out by hand, d loss / d s = (softmax - 1 at the positive) / (t N), a chunk of rows at a time in one
-reused buffer of scores: no autograd, and no more memory for a pool of a million columns than for a small one per column.
+reused buffer of scores, so that memory grows with the texts of a pool and not with their square.
 
 R rows of the embedding buffer, D embedding size, N rows, C columns of a pool, r rows of a chunk.
 """
@@ -100,8 +100,8 @@ def contrastive_loss(
     exactly those of the whole batch. Rows of the buffer that `targets` doesn't name have gradient zero, whatever they hold.
 
     Memory above the inputs, in elements: R D (the gradient) + 2 C D (passages of one pool and their gradient; nothing where
-    the pool's texts are consecutive and not bfloat16) + max_logits, or one row of scores if that is more, and a mask of as
-    many bytes. 6 D multiply-adds counted as two operations each a score; no score outside a pool.
+    the pool's texts are consecutive and not bfloat16) + 3 r D (queries) + max_logits, or one row of scores if that is more,
+    and a mask of as many bytes. Time: three products of 2 D operations a score; no score outside a pool.
     """
     gradient = torch.zeros(embeddings.shape, dtype=torch.promote_types(embeddings.dtype, torch.float32), device=embeddings.device)
     shares = _shares(targets, rows, settings.max_logits)
@@ -177,7 +177,7 @@ def _chunk(
     _drop(scores, of_positive, targets, rows, columns, buffers, settings)
     scores.scatter_(1, positive, float("-inf"))
     best = torch.maximum(scores.amax(1, keepdim=True), of_positive)
-    weights = scores.sub_(best).mul_(LOG2_E / settings.temperature).exp2_()  # exp_ takes 40 times as long where it underflows
+    weights = scores.sub_(best).mul_(LOG2_E / settings.temperature).exp2_()  # exp_ underflows 40 times slower
     others = weights.sum(1, keepdim=True)
     sums = others + ((of_positive - best) / settings.temperature).exp()
     loss = (sums.log() + (best - of_positive) / settings.temperature).sum() / targets.row_offsets[-1]
