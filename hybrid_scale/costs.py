@@ -1,9 +1,12 @@
-"""Formulas: bytes of weights, adapters and optimiser states. No torch; parameter counts come in from outside.
+"""Formulas: bytes of weights, adapters, optimiser states and activations; the smallest group of GPUs that a model fits.
 
-Sources: QLoRA (2305.14314) for the 4-bit layout; ZeRO (1910.02054) for what is shared out.
+No torch; parameter counts and shapes come in from outside. Sources: QLoRA (2305.14314) for the 4-bit layout; ZeRO (1910.02054)
+for what is shared out; ZeRO++ (2306.10209) for the second copy inside a group (hpZ). Factors fitted to traces say so.
 """
 
 from dataclasses import dataclass
+
+from hybrid_scale.errors import ConfigError, describe
 
 NF4_BYTES = 0.5
 NF4_STATE_BYTES = 1 / 64 + 4 / (64 * 256)
@@ -13,6 +16,18 @@ ADAM_BYTES = 4 + 4
 """First and second moment of a trained weight, float32."""
 GRADIENT_BYTES = 4
 MASTER_BYTES = 4
+
+CONTEXT_BYTES = 1.3e9
+"""CUDA context and NCCL buffers of a process: assumed; with it PEFT's two published peaks of a 70B are met to 2 %."""
+ALLOCATOR = 1.12
+"""Reserved over allocated bytes of torch's allocator: 10.22 / 9.16 GiB in answer.ai's QLoRA benchmark (2024)."""
+RESERVE = 0.03
+"""Share of a GPU's memory that a plan leaves free."""
+LIVE_ELEMENTS = 5e8 * 1.1
+"""Gathered weights whole at once under ZeRO-3: `stage3_max_live_parameters` of ds_configs, in elements of the stored type,
+and the 10 % by which the last prefetch goes over it (counted: benchmarks/traffic.py)."""
+BUCKET_BYTES = 2 * 2e7 * 4
+"""DeepSpeed's `reduce_bucket_size` of ds_configs, float32, twice for the overlap of filling and sending."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +42,24 @@ class ParameterCounts:
     def total(self) -> int:
         return self.quantised + self.frozen + self.trained
 
+    @property
+    def adapter(self) -> int:
+        """Trained weights beside frozen ones; 0 where all weights are trained."""
+        return self.trained if self.quantised + self.frozen else 0
 
-def static_bytes(counts: ParameterCounts, dtype_bytes: int, world: int, zero_stage: int) -> dict[str, float]:
-    """Bytes on one rank before any activation, by line. `world` ranks share what their ZeRO stage shares (0: none)."""
+
+def static_bytes(
+    counts: ParameterCounts, dtype_bytes: int, world: int, zero_stage: int, shard_group: int | None = None
+) -> dict[str, float]:
+    """Bytes on one rank before any activation, by line. `world` ranks share what their ZeRO stage shares (0: none).
+
+    Under stage 3 adapters stay whole on each rank beside their shares (persistent: below 10^6 weights a tensor), and a
+    `shard_group` between 1 and `world` holds a second copy of all other weights (hpZ).
+    """
     weights = world if zero_stage == 3 else 1
     gradients = world if zero_stage >= 2 else 1
     states = world if zero_stage >= 1 else 1
-    return {
+    lines = {
         "4-bit weights": counts.quantised * NF4_BYTES / weights,
         "quantisation state (replicated)": counts.quantised * NF4_STATE_BYTES,
         "frozen weights": counts.frozen * dtype_bytes / weights,
@@ -41,3 +67,85 @@ def static_bytes(counts: ParameterCounts, dtype_bytes: int, world: int, zero_sta
         "gradients": counts.trained * GRADIENT_BYTES / gradients,
         "Adam moments": counts.trained * ADAM_BYTES / states,
     }
+    if zero_stage == 3:
+        lines["adapters kept whole"] = float(counts.adapter * MASTER_BYTES)
+        if shard_group and 1 < shard_group < world:
+            lines["second copy, over the shard group"] = _gathered_in_passes(counts, dtype_bytes) / shard_group
+    return lines
+
+
+def _gathered_in_passes(counts: ParameterCounts, dtype_bytes: int) -> float:
+    """Bytes of all weights that ZeRO-3 gathers anew in each pass: all but the adapters."""
+    return counts.quantised * NF4_BYTES + counts.frozen * dtype_bytes + (counts.trained - counts.adapter) * MASTER_BYTES
+
+
+def activation_bytes(
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    micro_batch: int,
+    kept: int,
+    embedding: int,
+    dtype_bytes: int = 2,
+    checkpointing: bool = True,
+    float32_adapter: bool = False,
+) -> float:
+    """Largest activations of a step, for tokens of a micro-batch with gradients, tokens whose graphs are kept, and tokens of a
+    pass without gradients.
+
+    Per token in 16 bits, fitted to traces of 7B to 70B Llamas with errors of -3.7 to -0.1 %: the input of each layer, 2 h L, and
+    26 h + 16 i inside the layer that is recomputed; without checkpointing L (20 h + 8 i), grouped-query keys and values left out;
+    without gradients 8 h + 8 i. Adapters that compute in float32 add 12 h + 4 i.
+    """
+    scale = dtype_bytes / 2
+    adapter = 12 * hidden + 4 * intermediate if float32_adapter else 0
+    without_gradients = embedding * (8 * hidden + 8 * intermediate) * scale
+    if checkpointing:
+        inside = micro_batch * ((26 * hidden + 16 * intermediate) * scale + adapter)
+        return max(kept * 2 * hidden * layers * scale + inside, without_gradients)
+    return max(kept * layers * ((20 * hidden + 8 * intermediate) * scale + adapter), without_gradients)
+
+
+def needed_bytes(
+    counts: ParameterCounts, dtype_bytes: int, world: int, shard_group: int, activations: float, dequantised: float = 0.0
+) -> float:
+    """Memory that a rank needs in a group of `shard_group` of `world` GPUs: a replica (ZeRO-2) for 1, else ZeRO-3.
+
+    `dequantised`: bytes of the largest 4-bit weight once it is unpacked.
+    """
+    stage = 2 if shard_group == 1 else 3
+    static = sum(static_bytes(counts, dtype_bytes, world, stage, shard_group).values())
+    live = min(LIVE_ELEMENTS * dtype_bytes, _gathered_in_passes(counts, dtype_bytes))
+    # A frozen table of embeddings that is larger than what may be live is gathered alone.
+    gathered = max(live, counts.frozen * dtype_bytes) if stage == 3 else 0.0
+    return (static + gathered + BUCKET_BYTES + dequantised + activations) * ALLOCATOR + CONTEXT_BYTES
+
+
+def smallest_shard_group(
+    counts: ParameterCounts,
+    dtype_bytes: int,
+    world: int,
+    gpus_per_node: int,
+    memory_bytes: float,
+    activations: float,
+    dequantised: float = 0.0,
+) -> int:
+    """The first of 1, 2, 4, ..., `gpus_per_node`, `world` that divides `world`, stays inside a node and fits `memory_bytes`.
+
+    A smaller group gathers over faster links, and 1 gathers nothing. Raises ConfigError with the need when none fits.
+    """
+    usable = memory_bytes * (1 - RESERVE)
+    sizes = sorted({1, world, *(g for g in _group_sizes(gpus_per_node) if g < world and world % g == 0)})
+    for group in sizes:
+        if needed_bytes(counts, dtype_bytes, world, group, activations, dequantised) <= usable:
+            return group
+    need = needed_bytes(counts, dtype_bytes, world, world, activations, dequantised)
+    rule = f"a GPU of {memory_bytes / 2**30:.1f} GiB would need {need / 2**30:.1f} GiB even when all {world} share the weights"
+    raise ConfigError(
+        describe("training.shard_group", "auto", rule, "Use more GPUs or lower training.max_tokens_per_micro_batch.")
+    )
+
+
+def _group_sizes(gpus_per_node: int) -> list[int]:
+    """Powers of two that divide a node, and the node."""
+    return [1 << k for k in range(gpus_per_node.bit_length()) if gpus_per_node % (1 << k) == 0] + [gpus_per_node]

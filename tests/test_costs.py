@@ -1,0 +1,120 @@
+"""Byte formulas against numbers worked by hand, and against what published runs needed."""
+
+import pytest
+
+from hybrid_scale.costs import ParameterCounts, activation_bytes, needed_bytes, smallest_shard_group, static_bytes
+from hybrid_scale.errors import ConfigError
+
+# Linear weights, embeddings and norms, LoRA rank 16 on all linear layers; hidden, intermediate, layers.
+LLAMA_70B = (ParameterCounts(68_451_000_000, 1_051_000_000, 207_100_000), (8192, 28672, 80))
+LLAMA_8B = (ParameterCounts(6_979_000_000, 526_000_000, 41_900_000), (4096, 14336, 32))
+MISTRAL_7B = (ParameterCounts(6_979_000_000, 131_000_000, 41_900_000), (4096, 14336, 32))
+
+Model = tuple[ParameterCounts, tuple[int, int, int]]
+
+
+def group(model: Model, world: int, gib: float, tokens: int = 4096, node: int = 8) -> int:
+    counts, (hidden, intermediate, layers) = model
+    activations = activation_bytes(hidden, intermediate, layers, tokens, tokens, 16384)
+    return smallest_shard_group(counts, 2, world, min(node, world), gib * 2**30, activations, 2 * hidden * intermediate)
+
+
+def test_static_bytes_of_a_round_model() -> None:
+    """2.048 billion 4-bit weights, 100 million frozen in 2 bytes, 10 million trained, on 8 ranks."""
+    counts = ParameterCounts(2_048_000_000, 100_000_000, 10_000_000)
+    lines = static_bytes(counts, 2, 8, 3)
+    assert lines == {
+        "4-bit weights": 128_000_000,  # 1.024e9 / 8
+        "quantisation state (replicated)": 32_500_000,  # 32e6 blocks a byte, 125,000 blocks of blocks four bytes
+        "frozen weights": 25_000_000,
+        "trained weights": 10_000_000,  # 40e6 of parameters and 40e6 of masters, / 8
+        "gradients": 5_000_000,
+        "Adam moments": 10_000_000,
+        "adapters kept whole": 40_000_000,
+    }
+    assert static_bytes(counts, 2, 8, 2)["4-bit weights"] == 1_024_000_000
+    assert static_bytes(counts, 2, 8, 2)["trained weights"] == 45_000_000
+    assert sum(static_bytes(counts, 2, 1, 0).values()) == 1_024_000_000 + 32_500_000 + 200_000_000 + 10_000_000 * 16
+
+
+def test_hpz_holds_a_second_copy() -> None:
+    counts = ParameterCounts(2_048_000_000, 100_000_000, 10_000_000)
+    name = "second copy, over the shard group"
+    assert static_bytes(counts, 2, 8, 3, 4)[name] == (1_024_000_000 + 200_000_000) / 4
+    assert all(name not in static_bytes(counts, 2, 8, stage, size) for stage, size in ((3, 8), (3, 1), (2, 1), (3, None)))
+    full = ParameterCounts(0, 0, 1_000_000)
+    assert static_bytes(full, 4, 8, 3, 2)[name] == 2_000_000
+    assert static_bytes(full, 4, 8, 3)["adapters kept whole"] == 0
+
+
+def test_activations_of_a_70b_token() -> None:
+    """1.98 MB a token with gradients, 0.295 MB without, as traced from the model itself (2 % apart)."""
+    shape = LLAMA_70B[1]
+    assert activation_bytes(*shape, 1, 1, 0) == pytest.approx(1.98e6, rel=0.01)
+    assert activation_bytes(*shape, 0, 0, 1) == pytest.approx(0.295e6, rel=0.001)
+    assert activation_bytes(*shape, 2048, 2048, 0) == pytest.approx(3957 * 2**20, rel=0.025)
+    assert activation_bytes(*shape, 1, 1, 0, checkpointing=False) == pytest.approx(31.9e6, rel=0.03)
+    assert activation_bytes(*shape, 1, 1, 0, float32_adapter=True) == pytest.approx(2.20e6, rel=0.01)
+
+
+def test_a_kept_token_costs_the_inputs_of_its_layers() -> None:
+    one, two = (activation_bytes(8192, 28672, 80, 1000, kept, 0) for kept in (1000, 2000))
+    assert two - one == 1000 * 2 * 8192 * 80
+
+
+def test_needed_bytes_of_a_replica_by_hand() -> None:
+    """70B, one GPU: 34.23 + 1.09 (state) + 2.10 (table) + 207.1e6 x 20 bytes = 41.56 GB; buckets .16; a token's 2.0 MB."""
+    counts, shape = LLAMA_70B
+    by_hand = (34.2255e9 + 1.08626e9 + 2.102e9 + 4.142e9 + 0.16e9 + 1.982e6) * 1.12 + 1.3e9
+    assert needed_bytes(counts, 2, 1, 1, activation_bytes(*shape, 1, 1, 0)) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_a_published_peak_is_met() -> None:
+    """PEFT's documentation: QLoRA of Llama-2-70B, rank 8, ZeRO-3 on 2 GPUs, 2 x 2048 tokens each: 36.6 GB a GPU."""
+    counts = ParameterCounts(68_451_000_000, 262_000_000, 103_500_000)
+    activations = activation_bytes(*LLAMA_70B[1], 4096, 4096, 0, float32_adapter=True)
+    assert needed_bytes(counts, 2, 2, 2, activations, 2 * 8192 * 28672) == pytest.approx(36.6e9, rel=0.05)
+
+
+@pytest.mark.parametrize("model", [MISTRAL_7B, LLAMA_8B], ids=["7b", "8b"])
+@pytest.mark.parametrize("gib", [24, 80])
+@pytest.mark.parametrize("world", [1, 8, 32])
+def test_7b_is_replicated(model: Model, gib: int, world: int) -> None:
+    assert group(model, world, gib) == 1
+
+
+@pytest.mark.parametrize(
+    ("world", "gib", "expected"),
+    [
+        (8, 80, 1),  # 14.1k tokens fit beside a whole copy
+        (16, 40, 2),  # no beside a whole copy, 5.4k with half of one
+        (8, 48, 2),  # 0.7k beside a whole copy
+        (4, 48, 2),
+        (8, 24, 8),  # no, no, 3.2k, 5.5k
+        (32, 24, 8),
+        (32, 80, 1),
+    ],
+)
+def test_group_of_a_70b(world: int, gib: int, expected: int) -> None:
+    """4096 tokens; the remarks are the largest micro-batches of another memory model, which meets PEFT's and torchtune's peaks."""
+    assert group(LLAMA_70B, world, gib) == expected
+
+
+@pytest.mark.parametrize(("world", "gib"), [(1, 24), (1, 40), (2, 24), (4, 24)])
+def test_a_70b_that_fits_no_group_is_refused(world: int, gib: int) -> None:
+    with pytest.raises(ConfigError, match=rf"a GPU of {gib}.0 GiB would need \d+.\d GiB even when all {world} share"):
+        group(LLAMA_70B, world, gib)
+
+
+def test_fewer_tokens_fit_a_smaller_group() -> None:
+    assert group(LLAMA_70B, 8, 24, tokens=3000) == 8
+    assert group(LLAMA_70B, 4, 24, tokens=3000) == 4
+    assert group(LLAMA_70B, 8, 40, tokens=9000) > group(LLAMA_70B, 8, 40, tokens=1000)
+
+
+def test_groups_stay_inside_a_node_and_divide_the_world() -> None:
+    """12 GPUs in nodes of 6: 1, 2, 6, 12; 4 would straddle two nodes."""
+    counts, shape = LLAMA_70B
+    activations = activation_bytes(*shape, 4096, 4096, 0)
+    chosen = {smallest_shard_group(counts, 2, 12, 6, gib * 2**30, activations) for gib in range(19, 81)}
+    assert chosen == {1, 2, 6, 12}
