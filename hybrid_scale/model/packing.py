@@ -22,7 +22,7 @@ NAME = "hybrid_scale_packed"
 WASTE = 0.1
 """Largest padding of a group of texts over its real tokens. On a CPU .05 to .1 costs what one call a text costs (12 to 19 calls
 for 4,096 tokens instead of 149); above .2 the padding itself shows."""
-HARMLESS = ("position_ids", "use_cache", "past_key_values", "position_embeddings", "num_items_in_batch", "return_dict")
+HARMLESS = ("position_ids", "position_embeddings", "cache_position", "use_cache", "return_dict")
 """What layers may hand to their attention function besides the arguments of `packed_attention`, without effect on it."""
 
 
