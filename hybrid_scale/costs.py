@@ -6,6 +6,7 @@ for what is shared out; ZeRO++ (2306.10209) for the second copy inside a group (
 
 from dataclasses import dataclass
 
+from hybrid_scale.config import RunConfig
 from hybrid_scale.errors import ConfigError, describe
 
 NF4_BYTES = 0.5
@@ -106,44 +107,60 @@ def activation_bytes(
     return max(kept * layers * ((20 * hidden + 8 * intermediate) * scale + adapter), without_gradients)
 
 
-def needed_bytes(
-    counts: ParameterCounts, dtype_bytes: int, world: int, shard_group: int, activations: float, dequantised: float = 0.0
-) -> float:
-    """Memory that a rank needs in a group of `shard_group` of `world` GPUs: a replica (ZeRO-2) for 1, else ZeRO-3.
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What a rank's memory must hold of a run, whatever the group."""
 
-    `dequantised`: bytes of the largest 4-bit weight once it is unpacked.
-    """
+    counts: ParameterCounts
+    dtype_bytes: int
+    activations: float
+    """Bytes, from `activation_bytes`."""
+    dequantised: float = 0.0
+    """Bytes of the largest 4-bit weight once it is unpacked."""
+
+
+def memory_need(config: RunConfig, counts: ParameterCounts, hidden: int, intermediate: int, layers: int) -> MemoryNeed:
+    """The need of a run whose decoder has this shape."""
+    training, model = config.training, config.model
+    dtype_bytes = {"float32": 4, "bfloat16": 2}[model.dtype]
+    kept = max(training.max_kept_tokens or 0, training.max_tokens_per_micro_batch)
+    activations = activation_bytes(
+        hidden,
+        intermediate,
+        layers,
+        micro_batch=training.max_tokens_per_micro_batch,
+        kept=0 if training.offload_activations and model.gradient_checkpointing else kept,
+        embedding=training.max_tokens_per_embedding_batch,
+        dtype_bytes=dtype_bytes,
+        checkpointing=model.gradient_checkpointing,
+        float32_adapter=model.lora is not None and model.lora.compute == "float32",
+    )
+    return MemoryNeed(counts, dtype_bytes, activations, dtype_bytes * hidden * intermediate if counts.quantised else 0.0)
+
+
+def needed_bytes(need: MemoryNeed, world: int, shard_group: int) -> float:
+    """Bytes a rank needs in a group of `shard_group` of `world` GPUs: a replica (ZeRO-2) for 1, else ZeRO-3."""
+    counts, dtype_bytes = need.counts, need.dtype_bytes
     stage = 2 if shard_group == 1 else 3
     static = sum(static_bytes(counts, dtype_bytes, world, stage, shard_group).values())
     live = min(LIVE_ELEMENTS * dtype_bytes, _gathered_in_passes(counts, dtype_bytes))
     # A frozen table of embeddings that is larger than what may be live is gathered alone.
     gathered = max(live, counts.frozen * dtype_bytes) if stage == 3 else 0.0
-    return (static + gathered + BUCKET_BYTES + dequantised + activations) * ALLOCATOR + CONTEXT_BYTES
+    return (static + gathered + BUCKET_BYTES + need.dequantised + need.activations) * ALLOCATOR + CONTEXT_BYTES
 
 
-def smallest_shard_group(
-    counts: ParameterCounts,
-    dtype_bytes: int,
-    world: int,
-    gpus_per_node: int,
-    memory_bytes: float,
-    activations: float,
-    dequantised: float = 0.0,
-) -> int:
+def smallest_shard_group(need: MemoryNeed, world: int, gpus_per_node: int, memory_bytes: float) -> int:
     """The first of 1, 2, 4, ..., `gpus_per_node`, `world` that divides `world`, stays inside a node and fits `memory_bytes`.
 
     A smaller group gathers over faster links, and 1 gathers nothing. Raises ConfigError with the need when none fits.
     """
-    usable = memory_bytes * (1 - RESERVE)
-    sizes = sorted({1, world, *(g for g in _group_sizes(gpus_per_node) if g < world and world % g == 0)})
-    for group in sizes:
-        if needed_bytes(counts, dtype_bytes, world, group, activations, dequantised) <= usable:
+    for group in sorted({1, world, *(g for g in _group_sizes(gpus_per_node) if g < world and world % g == 0)}):
+        if needed_bytes(need, world, group) <= memory_bytes * (1 - RESERVE):
             return group
-    need = needed_bytes(counts, dtype_bytes, world, world, activations, dequantised)
-    rule = f"a GPU of {memory_bytes / 2**30:.1f} GiB would need {need / 2**30:.1f} GiB even when all {world} share the weights"
-    raise ConfigError(
-        describe("training.shard_group", "auto", rule, "Use more GPUs or lower training.max_tokens_per_micro_batch.")
-    )
+    least = needed_bytes(need, world, world) / 2**30
+    rule = f"a GPU of {memory_bytes / 2**30:.1f} GiB would need {least:.1f} GiB even when all {world} share the weights"
+    remedy = "Use more GPUs or lower training.max_tokens_per_micro_batch."
+    raise ConfigError(describe("training.shard_group", "auto", rule, remedy))
 
 
 def _group_sizes(gpus_per_node: int) -> list[int]:

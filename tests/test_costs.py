@@ -2,7 +2,16 @@
 
 import pytest
 
-from hybrid_scale.costs import ParameterCounts, activation_bytes, needed_bytes, smallest_shard_group, static_bytes
+from hybrid_scale.config import RunConfig, validate
+from hybrid_scale.costs import (
+    MemoryNeed,
+    ParameterCounts,
+    activation_bytes,
+    memory_need,
+    needed_bytes,
+    smallest_shard_group,
+    static_bytes,
+)
 from hybrid_scale.errors import ConfigError
 
 # Linear weights, embeddings and norms, LoRA rank 16 on all linear layers; hidden, intermediate, layers.
@@ -16,7 +25,8 @@ Model = tuple[ParameterCounts, tuple[int, int, int]]
 def group(model: Model, world: int, gib: float, tokens: int = 4096, node: int = 8) -> int:
     counts, (hidden, intermediate, layers) = model
     activations = activation_bytes(hidden, intermediate, layers, tokens, tokens, 16384)
-    return smallest_shard_group(counts, 2, world, min(node, world), gib * 2**30, activations, 2 * hidden * intermediate)
+    need = MemoryNeed(counts, 2, activations, 2 * hidden * intermediate)
+    return smallest_shard_group(need, world, min(node, world), gib * 2**30)
 
 
 def test_static_bytes_of_a_round_model() -> None:
@@ -66,14 +76,14 @@ def test_needed_bytes_of_a_replica_by_hand() -> None:
     """70B, one GPU: 34.23 + 1.09 (state) + 2.10 (table) + 207.1e6 x 20 bytes = 41.56 GB; buckets .16; a token's 2.0 MB."""
     counts, shape = LLAMA_70B
     by_hand = (34.2255e9 + 1.08626e9 + 2.102e9 + 4.142e9 + 0.16e9 + 1.982e6) * 1.12 + 1.3e9
-    assert needed_bytes(counts, 2, 1, 1, activation_bytes(*shape, 1, 1, 0)) == pytest.approx(by_hand, rel=1e-4)
+    assert needed_bytes(MemoryNeed(counts, 2, activation_bytes(*shape, 1, 1, 0)), 1, 1) == pytest.approx(by_hand, rel=1e-4)
 
 
 def test_a_published_peak_is_met() -> None:
     """PEFT's documentation: QLoRA of Llama-2-70B, rank 8, ZeRO-3 on 2 GPUs, 2 x 2048 tokens each: 36.6 GB a GPU."""
     counts = ParameterCounts(68_451_000_000, 262_000_000, 103_500_000)
     activations = activation_bytes(*LLAMA_70B[1], 4096, 4096, 0, float32_adapter=True)
-    assert needed_bytes(counts, 2, 2, 2, activations, 2 * 8192 * 28672) == pytest.approx(36.6e9, rel=0.05)
+    assert needed_bytes(MemoryNeed(counts, 2, activations, 2 * 8192 * 28672), 2, 2) == pytest.approx(36.6e9, rel=0.05)
 
 
 @pytest.mark.parametrize("model", [MISTRAL_7B, LLAMA_8B], ids=["7b", "8b"])
@@ -96,7 +106,7 @@ def test_7b_is_replicated(model: Model, gib: int, world: int) -> None:
     ],
 )
 def test_group_of_a_70b(world: int, gib: int, expected: int) -> None:
-    """4096 tokens; the remarks are the largest micro-batches of another memory model, which meets PEFT's and torchtune's peaks."""
+    """4096 tokens; remarks: the largest micro-batches of another memory model, which meets PEFT's and torchtune's peaks."""
     assert group(LLAMA_70B, world, gib) == expected
 
 
@@ -115,6 +125,27 @@ def test_fewer_tokens_fit_a_smaller_group() -> None:
 def test_groups_stay_inside_a_node_and_divide_the_world() -> None:
     """12 GPUs in nodes of 6: 1, 2, 6, 12; 4 would straddle two nodes."""
     counts, shape = LLAMA_70B
-    activations = activation_bytes(*shape, 4096, 4096, 0)
-    chosen = {smallest_shard_group(counts, 2, 12, 6, gib * 2**30, activations) for gib in range(19, 81)}
+    need = MemoryNeed(counts, 2, activation_bytes(*shape, 4096, 4096, 0))
+    chosen = {smallest_shard_group(need, 12, 6, gib * 2**30) for gib in range(19, 81)}
     assert chosen == {1, 2, 6, 12}
+
+
+def run_config(**training: object) -> RunConfig:
+    tree = {"data": {"train": "none"}, "model": {"base": "none", "quantization": "nf4"}, "training": {"max_steps": 1, **training}}
+    return validate(RunConfig, tree, "test")
+
+
+def test_the_need_of_a_run_is_read_from_its_config() -> None:
+    """70B shape: a kept token costs 1.31 MB, one of the micro-batch .67 MB more."""
+    counts, shape = LLAMA_70B
+    kept, inside = 2 * 8192 * 80, 26 * 8192 + 16 * 28672
+
+    def activations(**training: object) -> float:
+        tokens = {"max_tokens_per_micro_batch": 1000, "max_tokens_per_embedding_batch": 512, **training}
+        return memory_need(run_config(**tokens), counts, *shape).activations
+
+    assert activations() == 1000 * (kept + inside)
+    assert activations(max_kept_tokens=3000) == 3000 * kept + 1000 * inside
+    assert activations(max_kept_tokens=3000, offload_activations=True) == 1000 * inside
+    assert activations(max_tokens_per_embedding_batch=100_000) == 100_000 * 8 * (8192 + 28672)
+    assert memory_need(run_config(), counts, *shape).dequantised == 2 * 8192 * 28672

@@ -7,6 +7,7 @@ import copy
 import json
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
 from hybrid_scale import dist
 from hybrid_scale.config import OptimizerSettings, RunConfig
+from hybrid_scale.costs import MemoryNeed, smallest_shard_group
 from hybrid_scale.errors import ConfigError, RunError, describe
 from hybrid_scale.model.embedder import Embedder
 
@@ -56,12 +58,15 @@ class Engine(Protocol):
         ...
 
 
-def make_accelerator(config: RunConfig, run_directory: Path) -> Accelerator:
-    """Accelerate on the process group of `dist`, with the run's trackers. Raises RunError when its world differs."""
+def make_accelerator(config: RunConfig, run_directory: Path, group: int | None = None) -> Accelerator:
+    """Accelerate on the process group of `dist`, with the run's trackers; `group` comes from `shard_group`.
+
+    Raises RunError when its world differs.
+    """
     options: dict[str, Any] = {"log_with": list(config.training.trackers) or None, "project_dir": str(run_directory)}
     if config.training.engine == "deepspeed":
         _quiet_deepspeed()
-        plugin = DeepSpeedPlugin(hf_ds_config=read_deepspeed_config(config), zero3_init_flag=False)
+        plugin = DeepSpeedPlugin(hf_ds_config=read_deepspeed_config(config, group), zero3_init_flag=False)
         # Without a GPU, Accelerate takes a DeepSpeed world for a single process unless the backend is named.
         accelerator = Accelerator(
             deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(backend=dist.backend())], **options
@@ -81,21 +86,20 @@ def _quiet_deepspeed() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def read_deepspeed_config(config: RunConfig) -> dict[str, Any]:
+def read_deepspeed_config(config: RunConfig, group: int | None = None, world: int | None = None) -> dict[str, Any]:
     """The DeepSpeed JSON of a run, its "auto" values filled from the run config.
 
-    Raises ConfigError: no such file, no `gradient_clipping` (DeepSpeed would clip at 1.0 unasked), or one that
-    contradicts `optimizer.max_gradient_norm`.
+    `group`: what `shard_group` gave, needed where `training.shard_group` is "auto"; `world`: ranks, by default those there are.
+    Raises ConfigError: no such file, no `gradient_clipping` (DeepSpeed would clip at 1.0 unasked), one that contradicts
+    `optimizer.max_gradient_norm`, or a stage that contradicts `training.shard_group`.
     """
-    path = Path(config.training.deepspeed)
-    if not path.is_file():
-        raise ConfigError(describe("training.deepspeed", str(path), "no such file", "See ds_configs/."))
-    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    settings = _deepspeed_json(config)
     ours = {
         "gradient_clipping": config.optimizer.max_gradient_norm,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
     }
+    path = config.training.deepspeed
     for key, value in ours.items():
         found = settings.get(key)
         if found is None:
@@ -103,14 +107,75 @@ def read_deepspeed_config(config: RunConfig) -> dict[str, Any]:
         if found not in ("auto", value):
             raise ConfigError(describe(f"{path}: {key}", found, f"the run config says {value}", 'Write "auto" there.'))
         settings[key] = value
+    if _leaves_the_stage_open(config, settings):
+        asked = config.training.shard_group
+        group = asked if isinstance(asked, int) else group
+        assert group is not None, "shard_group: auto is resolved by shard_group()"
+        settings["zero_optimization"].update(_stage_of(group, world or dist.world_size()))
     return settings
 
 
-def zero_stage(config: RunConfig) -> int:
-    """ZeRO stage of the run; 0 without DeepSpeed."""
+def _deepspeed_json(config: RunConfig) -> dict[str, Any]:
+    path = Path(config.training.deepspeed)
+    if not path.is_file():
+        raise ConfigError(describe("training.deepspeed", str(path), "no such file", "See ds_configs/."))
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return settings
+
+
+def _leaves_the_stage_open(config: RunConfig, settings: dict[str, Any]) -> bool:
+    """Whether the JSON says "auto" for stage and hpZ, as `training.shard_group` must agree to."""
+    path, asked, zero = config.training.deepspeed, config.training.shard_group, settings["zero_optimization"]
+    stage, hpz = zero.get("stage"), zero.get("zero_hpz_partition_size", 1)
+    if (stage == "auto") != (hpz == "auto"):
+        rule = f'"stage" is {stage!r}: both are "auto" or none is'
+        raise ConfigError(describe(f"{path}: zero_hpz_partition_size", hpz, rule))
+    if stage == "auto" and asked is None:
+        raise ConfigError(
+            describe("training.shard_group", None, f'{path} leaves "stage" to it', "Set a number of GPUs, or auto.")
+        )
+    if stage != "auto" and asked is not None:
+        remedy = "Use ds_configs/zero_auto.json, or leave training.shard_group out."
+        raise ConfigError(describe("training.shard_group", asked, f"{path} states stage {stage} itself", remedy))
+    return stage == "auto"
+
+
+def _stage_of(group: int, world: int) -> dict[str, int]:
+    """ZeRO's stage and hpZ group where `group` GPUs of `world` share one copy of the weights."""
+    if world % group:
+        raise ConfigError(describe("training.shard_group", group, f"must divide the {world} ranks"))
+    if group == 1:
+        return {"stage": 2, "zero_hpz_partition_size": 1}
+    return {"stage": 3, "zero_hpz_partition_size": group if group < world else 1}
+
+
+def shard_group(config: RunConfig, need: Callable[[], MemoryNeed], world: int, gpus_per_node: int) -> int | None:
+    """GPUs that share one copy of the weights; None where the run has no DeepSpeed or its JSON states a stage.
+
+    `need` is asked where the config says "auto". Raises ConfigError: no GPU of known size, or one too small for any group.
+    """
+    if config.training.engine == "plain" or not _leaves_the_stage_open(config, _deepspeed_json(config)):
+        return None
+    asked = config.training.shard_group
+    if isinstance(asked, int):
+        return asked
+    return smallest_shard_group(need(), world, gpus_per_node, _gpu_bytes(config))
+
+
+def _gpu_bytes(config: RunConfig) -> float:
+    if config.training.gpu_memory_gib is not None:
+        return config.training.gpu_memory_gib * 2**30
+    if torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(dist.device()).total_memory)
+    rule = "shard_group: auto needs a GPU's memory and there is no GPU here"
+    raise ConfigError(describe("training.gpu_memory_gib", None, rule, "State the memory of the GPUs that will train."))
+
+
+def zero_stage(config: RunConfig, group: int | None = None, world: int | None = None) -> int:
+    """ZeRO stage of the run; 0 without DeepSpeed. Arguments as for `read_deepspeed_config`."""
     if config.training.engine == "plain":
         return 0
-    return int(read_deepspeed_config(config)["zero_optimization"]["stage"])
+    return int(read_deepspeed_config(config, group, world)["zero_optimization"]["stage"])
 
 
 def make_engine(config: RunConfig, accelerator: Accelerator, embedder: Embedder) -> Engine:
