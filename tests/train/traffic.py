@@ -42,13 +42,14 @@ SCHEDULES = ("direct", "direct, 2 graphs", "two_pass", "kept")
 
 @dataclass(frozen=True)
 class Case:
-    """A fake world and an engine in it. `own_records=False`: DeepSpeed alone, without our `ShardedPasses`."""
+    """A fake world and an engine in it."""
 
     world: int
     shard_group: int | None = None
-    """GPUs of an hpZ group; None: the world."""
+    """GPUs that share one copy of the weights (hpZ); None: all."""
     checkpointing: bool = True
     own_records: bool = True
+    """False: DeepSpeed alone, without our `ShardedPasses`."""
     schedules: tuple[str, ...] = SCHEDULES
     steps: int = 3
     """Of each schedule, in a row."""
@@ -112,13 +113,11 @@ class Calls:
         setattr(c10d, name, counted)
 
 
-def deepspeed_file(case: Case, folder: Path) -> Path:
-    """ds_configs/zero3.json with its element counts shrunk to this model, and the case's group."""
-    tree: dict[str, Any] = json.loads((ROOT / "ds_configs" / "zero3.json").read_text())
+def deepspeed_file(folder: Path) -> Path:
+    """ds_configs/zero_auto.json with its element counts shrunk to this model."""
+    tree: dict[str, Any] = json.loads((ROOT / "ds_configs" / "zero_auto.json").read_text())
     zero = tree["zero_optimization"]
     zero.update({key: round(zero[key] * SHRINK) for key in ELEMENT_COUNTS}, overlap_comm=False)
-    if case.shard_group:
-        zero["zero_hpz_partition_size"] = case.shard_group
     path = folder / "traffic.json"
     path.write_text(json.dumps(tree))
     return path
@@ -126,13 +125,14 @@ def deepspeed_file(case: Case, folder: Path) -> Path:
 
 def run_config(case: Case, folder: Path) -> RunConfig:
     model = {"base": str(folder / "model"), "quantization": "nf4", "lora": {"rank": LORA_RANK}}
+    training = {"engine": "deepspeed", "deepspeed": str(deepspeed_file(folder)), "shard_group": case.shard_group or case.world}
     return validate(
         RunConfig,
         {
             "run": {"directory": str(folder / "run")},
             "data": {"train": "none"},
             "model": {**model, "gradient_checkpointing": case.checkpointing},
-            "training": {"engine": "deepspeed", "deepspeed": str(deepspeed_file(case, folder)), "max_steps": 1},
+            "training": {**training, "max_steps": 1},
         },
         "traffic",
     )
