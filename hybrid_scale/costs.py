@@ -122,7 +122,7 @@ class MemoryNeed:
 def memory_need(config: RunConfig, counts: ParameterCounts, hidden: int, intermediate: int, layers: int) -> MemoryNeed:
     """The need of a run whose decoder has this shape."""
     training, model = config.training, config.model
-    dtype_bytes = {"float32": 4, "bfloat16": 2}[model.dtype]
+    dtype_bytes = {"float64": 8, "float32": 4, "bfloat16": 2}[model.dtype]
     kept = max(training.max_kept_tokens or 0, training.max_tokens_per_micro_batch)
     activations = activation_bytes(
         hidden,
