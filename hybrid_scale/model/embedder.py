@@ -51,7 +51,7 @@ class Embedder(nn.Module):
         hidden = self.backbone(
             input_ids=ids, position_ids=layout.positions, use_cache=False, **self._packed_arguments(layout)
         ).last_hidden_state
-        pooled = pool_packed(hidden[0], layout.lengths, layout.positions[0], self.pooling)
+        pooled = pool_packed(hidden.squeeze(0), layout.lengths, layout.positions[0], self.pooling)
         return pooled if layout.texts is None else pooled[layout.texts]
 
     def _packed_arguments(self, layout: packing.Layout) -> dict[str, Any]:

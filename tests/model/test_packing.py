@@ -71,6 +71,12 @@ GRADIENT = 1e-5
 """Relative norm of the difference, per tensor, float32."""
 
 
+@pytest.fixture(autouse=True)
+def padding_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups as on a GPU; on a CPU they hold texts of one length only."""
+    monkeypatch.setitem(packing.WASTE, "cpu", packing.WASTE["cuda"])
+
+
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of small random models, named as in CONFIGS."""
@@ -131,7 +137,9 @@ def assert_same(found: tuple[torch.Tensor, dict[str, torch.Tensor]], expected: t
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
 @pytest.mark.parametrize("pooling", ["last", "mean", "weighted_mean"])
-def test_packed_equals_padded(bases, name, attention, pooling):
+@pytest.mark.parametrize("waste", packing.WASTE.values())
+def test_packed_equals_padded(bases, name, attention, pooling, waste, monkeypatch):
+    monkeypatch.setitem(packing.WASTE, "cpu", waste)
     settings = {"attention": attention, "pooling": pooling}
     texts = texts_of(LENGTHS["mixed"])
     expected = outcome(embedder_of(bases, name, reference(name), **settings), padded(texts))
@@ -346,14 +354,18 @@ def test_texts_that_come_longest_first_are_not_moved():
     assert layout.tokens is layout.texts is None
 
 
-def test_groups_hold_little_padding():
+@pytest.mark.parametrize("waste", packing.WASTE.values())
+def test_groups_hold_little_padding(waste, monkeypatch):
+    monkeypatch.setitem(packing.WASTE, "cpu", waste)
     generator = np.random.default_rng(0)
     for _ in range(20):
         lengths = np.sort(generator.integers(1, 200, generator.integers(1, 60)))[::-1]
         groups = packing.make_layout(torch.from_numpy(lengths.copy()), True, torch.device("cpu")).segments.groups
         assert sum(group.texts for group in groups) == len(lengths)
         assert sum(group.tokens for group in groups) == lengths.sum()
-        assert all(group.texts * group.width <= (1 + packing.WASTE) * group.tokens for group in groups)
+        assert all(group.texts * group.width <= (1 + waste) * group.tokens for group in groups)
+        following = [(a, b) for a, b in pairwise(groups) if a.width * (a.texts + 1) <= (1 + waste) * (a.tokens + b.width)]
+        assert not following, "a text more would have fitted"
 
 
 def test_ragged_pooling_by_hand():
