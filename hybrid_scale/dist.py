@@ -116,6 +116,13 @@ def sum_rows(joined: torch.Tensor) -> torch.Tensor:
     return own
 
 
+def broadcast_(tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
+    """`tensor` of rank `source` on every rank, in place; shapes and types are known to agree. Returns `tensor`."""
+    if c10d.is_initialized():
+        c10d.broadcast(tensor, src=source)
+    return tensor
+
+
 def flags(raised: bool) -> list[bool]:
     """`raised` of every rank, in rank order."""
     if not c10d.is_initialized():
