@@ -16,25 +16,28 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from peft.tuners.lora import LoraLayer  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import nn  # noqa: E402
-from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PretrainedConfig  # noqa: E402
+from transformers import AutoConfig, AutoModel, PretrainedConfig  # noqa: E402
 
 from hybrid_scale.config import LoraSettings, ModelSettings  # noqa: E402
 from hybrid_scale.costs import ParameterCounts  # noqa: E402
 from hybrid_scale.errors import ModelError, describe  # noqa: E402
-from hybrid_scale.model import packing  # noqa: E402
+from hybrid_scale.model import packing, stream  # noqa: E402
 from hybrid_scale.model.embedder import Embedder  # noqa: E402
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_embedder(settings: ModelSettings, seed: int, adapter: Path | None = None) -> Embedder:
+def load_embedder(
+    settings: ModelSettings, seed: int, adapter: Path | None = None, shards: dict[str, Any] | None = None
+) -> Embedder:
     """The model to train or to evaluate, in train mode, on this rank's device.
 
     `seed` sets the new LoRA weights, equal on every rank; `adapter` (a folder that `train.checkpoint` wrote) replaces
-    them, or the full weights where the run has no LoRA. Raises ModelError: the base can't be loaded, holds no linear
-    layer that LoRA could adapt, or the adapter doesn't fit.
+    them, or the full weights where the run has no LoRA. `shards`, the DeepSpeed JSON of a ZeRO-3 run on several ranks, has a
+    frozen base loaded straight into their shares (`model.stream`; collective). Raises ModelError: the base can't be loaded,
+    holds no linear layer that LoRA could adapt, or the adapter doesn't fit.
     """
-    backbone = _load_backbone(settings)
+    backbone = _load_backbone(settings, shards)
     if settings.lora is None:
         backbone.requires_grad_(True)
     else:
@@ -51,35 +54,19 @@ def load_embedder(settings: ModelSettings, seed: int, adapter: Path | None = Non
     return embedder.train()
 
 
-def _load_backbone(settings: ModelSettings) -> Any:
-    options: dict[str, Any] = {}
-    if settings.quantization == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=DTYPES[settings.dtype],
-            # ZeRO-3 counts elements of the stored type in its buffers: 2 bytes each, as for bf16 weights.
-            bnb_4bit_quant_storage=torch.bfloat16,
-        )
-        if torch.cuda.is_available():
-            options["device_map"] = {"": torch.cuda.current_device()}
+def _load_backbone(settings: ModelSettings, shards: dict[str, Any] | None) -> Any:
+    stream.check_written(settings)
     try:
         config = _read_config(settings)
         if settings.packed:
             _check_packable(config, settings)
-        backbone = AutoModel.from_pretrained(
-            settings.base,
-            config=config,
-            revision=settings.revision,
-            trust_remote_code=settings.trust_remote_code,
-            dtype=DTYPES[settings.dtype],
-            attn_implementation=packing.NAME
-            if settings.attention_implementation == "packed"
-            else settings.attention_implementation,
-            use_safetensors=True,
-            **options,
-        )
+        packed = settings.attention_implementation == "packed"
+        attention = packing.NAME if packed else settings.attention_implementation
+        backbone = None
+        if shards is not None and settings.lora is not None:
+            backbone = stream.load_sharded(settings, config, attention, shards)
+        if backbone is None:
+            backbone = _load_whole(settings, config, attention)
     except (OSError, ValueError) as error:
         raise ModelError(describe("model.base", settings.base, f"the model can't be loaded: {error}")) from None
     for module in backbone.modules():
@@ -88,6 +75,24 @@ def _load_backbone(settings: ModelSettings) -> Any:
             module.support_avx512bf16_for_cpu = False
     backbone.requires_grad_(False)
     return backbone
+
+
+def _load_whole(settings: ModelSettings, config: PretrainedConfig, attention: str) -> Any:
+    options: dict[str, Any] = {}
+    if settings.quantization == "nf4":
+        options["quantization_config"] = stream.nf4(DTYPES[settings.dtype])
+        if torch.cuda.is_available():
+            options["device_map"] = {"": torch.cuda.current_device()}
+    return AutoModel.from_pretrained(
+        settings.base,
+        config=config,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        dtype=DTYPES[settings.dtype],
+        attn_implementation=attention,
+        use_safetensors=True,
+        **options,
+    )
 
 
 def _read_config(settings: ModelSettings) -> PretrainedConfig:
