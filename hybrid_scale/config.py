@@ -3,6 +3,7 @@
 Refuses to do work: no file but the YAML is opened, no library is loaded, nothing is derived that needs data.
 """
 
+import datetime
 import json
 import re
 from collections.abc import Sequence
@@ -218,10 +219,42 @@ class TrainingSettings(Section):
     save_every_steps: Positive | None = None
     """Null: at the end only."""
     keep_checkpoints: Positive = 2
+    """Newest checkpoints kept."""
+    keep_best: Annotated[str, Field(pattern=r"^[^:]+:[^:]+$")] | None = None
+    """SET:METRIC of the evaluations (`xquad_r:multi_map`): the checkpoint that scored best is kept too, and each evaluation
+    during training has one."""
     evaluate_every_steps: Positive | None = None
     """Null: at the end only."""
+    resume_despite: tuple[Literal["data", "config", "model"], ...] = ()
+    """Parts of the run that may differ from its checkpoint's."""
+    stop_at: PositiveFloat | str | None = None
+    """When this job will be ended: unix seconds, or ISO (local time without an offset). HS_STOP_AT and Slurm's
+    SLURM_JOB_END_TIME say the same; the earliest counts."""
+    stop_minutes_before: Annotated[float, Field(ge=0.0)] = 5.0
+    """Minutes before that at which the run saves and stops as if signalled: longer than a step and a checkpoint."""
+    rank_timeout_seconds: PositiveFloat = 600.0
+    """Longest silence of a rank, and longest time within one step, before the other ranks give up."""
     trackers: tuple[str, ...] = ()
     """Names of Accelerate trackers (`tensorboard`, `wandb`, ...)."""
+
+    @model_validator(mode="after")
+    def _stop_is_a_time(self) -> Self:
+        if self.stop_at is not None:
+            unix_time("training.stop_at", self.stop_at)
+        return self
+
+
+def unix_time(key: str, value: float | str) -> float:
+    """Unix seconds of a number, of its digits, or of an ISO time (local without an offset). Raises ConfigError."""
+    try:
+        return float(value)
+    except ValueError:
+        pass
+    try:
+        return datetime.datetime.fromisoformat(str(value)).timestamp()
+    except ValueError:
+        remedy = "For example 2030-01-31T18:00:00+01:00."
+        raise ConfigError(describe(key, value, "neither unix seconds nor an ISO time", remedy)) from None
 
 
 class EvaluationSettings(Section):
@@ -259,6 +292,8 @@ class RunConfig(Section):
                         "Raise it, or lower data.max_passage_tokens.",
                     )
                 )
+        if self.training.keep_best and not self.data.evaluate:
+            raise ConfigError(describe("training.keep_best", self.training.keep_best, "needs a retrieval set in data.evaluate"))
         if self.optimizer.warmup_steps >= self.training.max_steps and self.optimizer.warmup_steps:
             raise ConfigError(
                 describe(
@@ -271,7 +306,12 @@ class RunConfig(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-4 as a number (YAML 1.2) and refuses a key given twice (PyYAML keeps the last)."""
+    """Safe YAML that reads 1e-4 as a number and times as text (YAML 1.2) and refuses a key given twice (PyYAML keeps one)."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own class attribute)
+        first: [(tag, pattern) for tag, pattern in pairs if tag != "tag:yaml.org,2002:timestamp"]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()

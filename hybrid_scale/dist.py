@@ -192,3 +192,46 @@ def together(action: Any) -> Any:
     if failures:
         raise failures[0]
     return result
+
+
+class StoreGone(RunError):
+    """The store through which the ranks met doesn't answer: the process that keeps it, mostly rank 0's, has ended."""
+
+
+class Notes:
+    """A short text of each rank for all others, outside of any collective: through a connection of its own to their store.
+
+    For threads beside the training: nothing waits for another rank. Raises StoreGone.
+    """
+
+    def __init__(self) -> None:
+        store = c10d.distributed_c10d._get_default_store()
+        while isinstance(store, c10d.PrefixStore):
+            store = store.underlying_store
+        self.store: Any = store.clone()  # type: ignore[attr-defined]
+        self.store.set_timeout(datetime.timedelta(seconds=30.0))
+
+    def put(self, text: str) -> None:
+        """Set this rank's note."""
+        try:
+            self.store.set(f"note/{rank()}", text)
+        except (RuntimeError, ValueError) as error:
+            raise StoreGone(str(error)) from None
+
+    def read(self) -> list[str]:
+        """The note of every rank, in rank order; "" where there is none yet."""
+        keys = [f"note/{number}" for number in range(world_size())]
+        try:
+            if self.store.check(keys):
+                return [value.decode() for value in self.store.multi_get(keys)]
+            return [self.store.get(key).decode() if self.store.check([key]) else "" for key in keys]
+        except (RuntimeError, ValueError) as error:
+            raise StoreGone(str(error)) from None
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error may be the echo of another rank's end: what gloo, NCCL and the store raise."""
+    if isinstance(error, HybridScaleError) or not isinstance(error, RuntimeError):
+        return False
+    words = ("gloo", "nccl", "connection", "broken pipe", "store")
+    return isinstance(error, c10d.DistError) or any(word in str(error).lower() for word in words)

@@ -53,6 +53,41 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}:{error.lineno}: not JSON: {error.msg}.") from None
 
 
+FREE = {
+    *("run.name", "run.directory", "data.evaluate", "model.gradient_checkpointing", "loss.max_logits"),
+    *("data.train", "model.base", "model.revision"),
+}
+"""Settings that can't change a run's curve by more than rounding (`training.*` but max_steps, and `evaluation.*`, as well), or
+that only say where something lies whose content is compared by itself."""
+
+
+def differences(before: RunConfig, now: RunConfig) -> list[str]:
+    """`section.key: old -> new` of each setting that differs."""
+    return [f"{key}: {old!r} -> {new!r}" for key, old, new in _differing("", before.model_dump(), now.model_dump())]
+
+
+def barred(before: RunConfig, now: RunConfig) -> list[str]:
+    """`differences` that a run can't be continued over, as they would bend its curve."""
+    lines = []
+    for key, old, new in _differing("", before.model_dump(), now.model_dump()):
+        if key == "training.max_steps":
+            if now.optimizer.schedule != "constant":
+                lines.append(f"{key}: {old} -> {new} (the {now.optimizer.schedule} schedule's learning rates depend on it)")
+            elif new < old:
+                lines.append(f"{key}: {old} -> {new} (it may only grow)")
+        elif key not in FREE and not key.startswith(("training.", "evaluation.")):
+            lines.append(f"{key}: {old!r} -> {new!r}")
+    return lines
+
+
+def _differing(prefix: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in now:
+            yield from _differing(f"{prefix}.{key}" if prefix else key, before.get(key), now[key])
+    elif before != now:
+        yield prefix, before, now
+
+
 class RunDirectory:
     """One run's files. Layout: DESIGN of the README, section "The run directory"."""
 
@@ -68,27 +103,29 @@ class RunDirectory:
         self.evaluations = self.path / "eval"
         self.failures = self.path / "failures"
 
-    def create(self, config: RunConfig) -> None:
-        """Write `config.yaml`, or accept an existing run with an equal config. Raises RunError on another config."""
-        if self.config_file.exists():
-            before, now = self.config().model_dump(), config.model_dump()
-            changed = [
-                f"{section}.{key}: {before[section].get(key)!r} -> {value!r}"
-                for section, values in now.items()
-                for key, value in values.items()
-                if before[section].get(key) != value
-            ]
-            if changed:
-                raise RunError(
-                    describe(
-                        str(self.path),
-                        "; ".join(changed),
-                        "this run was started with another config",
-                        "Choose another run.directory, or restore the setting.",
-                    )
-                )
+    def create(self, config: RunConfig, continuing: bool = False) -> None:
+        """Write `config.yaml`, or accept an existing run with an equal config. Raises RunError on another config.
+
+        `continuing`: a config that can only give the same curve, or that is forced by `training.resume_despite`, is accepted
+        too; `config.yaml` stays until `adopt`.
+        """
+        if not self.config_file.exists():
+            write_text(self.config_file, dump_config(config))
             return
-        write_text(self.config_file, dump_config(config))
+        forced = continuing and "config" in config.training.resume_despite
+        changed = [] if forced else barred(self.config(), config) if continuing else differences(self.config(), config)
+        if changed:
+            remedy = "Choose another run.directory, or restore the setting."
+            if continuing:
+                remedy = "Choose another run.directory, restore the setting, or force it by training.resume_despite=[config]."
+            raise RunError(f"{self.path}: this run was started with another config: {'; '.join(changed)}. {remedy}")
+
+    def adopt(self, config: RunConfig) -> None:
+        """Make `config` this run's; a config that differs from it is kept beside as `config.1.yaml`, `config.2.yaml`, ..."""
+        if differences(self.config(), config):
+            before = len(list(self.path.glob("config.*.yaml")))
+            os.replace(self.config_file, self.path / f"config.{before + 1}.yaml")
+            write_text(self.config_file, dump_config(config))
 
     def config(self) -> RunConfig:
         return load_config(self.config_file)

@@ -1,6 +1,7 @@
 """Train one run: accelerate launch launch/train.py CONFIG.yaml [section.key=value ...] [--dry-run [--ranks N] | --replay FAILURE]
 
-Exit code 0: done; 2: a setting or an input is wrong; 3: stopped by a signal with a checkpoint, start again to go on.
+Exit code 0: done; 2: a setting or an input is wrong; 3: stopped by a signal or the time limit with a checkpoint, start again to
+go on; 4: another rank died, hangs or failed (the message says which), start again to go on from the last checkpoint.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from hybrid_scale.retrieval.benchmark import evaluate_run
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.train.engine import Engine
 from hybrid_scale.train.run import dry_run, replay, train
+from hybrid_scale.train.watch import EXIT_CODE, RankLost
 
 
 def evaluate(config: RunConfig, run: RunDirectory, encoder: TextEncoder, engine: Engine, step: int | None) -> None:
@@ -44,6 +46,9 @@ def main() -> int:
             return 0
         dist.start()
         return 0 if train(config, evaluate) else 3
+    except RankLost as error:
+        print(f"error: rank {dist.launched_rank()}: {error}", file=sys.stderr, flush=True)
+        os._exit(EXIT_CODE)  # the process group can't be taken down with a rank missing
     except HybridScaleError as error:
         if dist.launched_rank() == 0:
             print(f"error: {error}", file=sys.stderr)

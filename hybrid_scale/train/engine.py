@@ -7,7 +7,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,15 +45,18 @@ class Engine(Protocol):
         """Clip, update, clear; returns the gradient's norm before clipping."""
         ...
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The trained weights, whole, float32, on the CPU of every rank. Collective."""
+    def weights(self, keep: bool = True) -> dict[str, torch.Tensor]:
+        """The trained weights, whole, float32, copied to the CPU of the ranks that `keep` them, {} on others. Collective."""
         ...
 
-    def moments(self) -> dict[str, torch.Tensor]:
-        """Adam's moments as `exp_avg.NAME`, `exp_avg_sq.NAME`, and `step`; independent of the number of ranks. Collective."""
+    def moments(self, keep: bool = True) -> dict[str, torch.Tensor]:
+        """Adam's moments as `exp_avg.NAME`, `exp_avg_sq.NAME`, and `step`; independent of the number of ranks.
+
+        Copied to the CPU of the ranks that `keep` them, {} on others. Collective.
+        """
         ...
 
-    def load_moments(self, state: dict[str, torch.Tensor]) -> None:
+    def load_moments(self, state: Mapping[str, torch.Tensor]) -> None:
         """Put back what `moments` gave, on any number of ranks. Call before the first step."""
         ...
 
@@ -185,6 +188,11 @@ def make_engine(config: RunConfig, accelerator: Accelerator, embedder: Embedder)
     return DeepSpeedEngine(embedder, config.optimizer, accelerator)
 
 
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in host memory, whatever `tensor` becomes later."""
+    return torch.empty_like(tensor, device="cpu").copy_(tensor)
+
+
 def _adamw(parameters: list[torch.nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         parameters,
@@ -228,17 +236,17 @@ class PlainEngine:
         self.optimizer.zero_grad()
         return float(norm)
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        return {name: p.detach().float().cpu().clone() for name, p in self.trained.items()}
+    def weights(self, keep: bool = True) -> dict[str, torch.Tensor]:
+        return {name: _copied(p.detach().float()) for name, p in self.trained.items()} if keep else {}
 
-    def moments(self) -> dict[str, torch.Tensor]:
-        held = {
-            f"{key}.{name}": self.optimizer.state[p][key].cpu().clone() for key in MOMENTS for name, p in self.trained.items()
-        }
+    def moments(self, keep: bool = True) -> dict[str, torch.Tensor]:
+        if not keep:
+            return {}
+        held = {f"{key}.{name}": _copied(self.optimizer.state[p][key]) for key in MOMENTS for name, p in self.trained.items()}
         first = next(iter(self.trained.values()))
         return {**held, "step": torch.as_tensor(self.optimizer.state[first]["step"]).clone()}
 
-    def load_moments(self, state: dict[str, torch.Tensor]) -> None:
+    def load_moments(self, state: Mapping[str, torch.Tensor]) -> None:
         for name, parameter in self.trained.items():
             moments = {key: state[f"{key}.{name}"].to(parameter.device).clone() for key in MOMENTS}
             self.optimizer.state[parameter] = {"step": state["step"].clone(), **moments}
@@ -280,22 +288,30 @@ class DeepSpeedEngine:
             self.passes.after_step()
         return float(self.engine.get_global_grad_norm())
 
-    def weights(self) -> dict[str, torch.Tensor]:
+    def weights(self, keep: bool = True) -> dict[str, torch.Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param
 
-        return {name: safe_get_full_fp32_param(p).detach().cpu().clone() for name, p in self.trained.items()}
+        held = {}
+        for name, parameter in self.trained.items():
+            whole = safe_get_full_fp32_param(parameter)  # collective, one tensor at a time
+            if keep:
+                held[name] = _copied(whole.detach())
+        return held
 
-    def moments(self) -> dict[str, torch.Tensor]:
+    def moments(self, keep: bool = True) -> dict[str, torch.Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        held = {
-            f"{key}.{name}": safe_get_full_optimizer_state(p, key).detach().cpu().clone()
-            for key in MOMENTS
-            for name, p in self.trained.items()
-        }
+        held = {}
+        for key in MOMENTS:
+            for name, parameter in self.trained.items():
+                whole = safe_get_full_optimizer_state(parameter, key)
+                if keep:
+                    held[f"{key}.{name}"] = _copied(whole.detach())
+        if not keep:
+            return {}
         return {**held, "step": torch.as_tensor(self.zero.optimizer.state[self._flat()[0]]["step"]).cpu().clone()}
 
-    def load_moments(self, state: dict[str, torch.Tensor]) -> None:
+    def load_moments(self, state: Mapping[str, torch.Tensor]) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         for flat in self._flat():

@@ -22,13 +22,15 @@ from hybrid_scale.data.text import TextEncoder
 from hybrid_scale.errors import ConfigError, RunError, describe
 from hybrid_scale.model.shape import Shape
 from hybrid_scale.runs import RunDirectory
+from hybrid_scale.train.checkpoint import Checkpoints
 from hybrid_scale.train.engine import Engine
 from hybrid_scale.train.failure import Failure, describe_failure, names_of, ranks_of, texts_of, write_failure
 from hybrid_scale.train.gradcache import MicroBatch, NotFinite, Share, forward_backward
 from hybrid_scale.train.guard import GradientGuard, MovementGuard
 from hybrid_scale.train.loss import Targets
 from hybrid_scale.train.schedule import learning_rate
-from hybrid_scale.train.stop import StopRequest
+from hybrid_scale.train.stop import Agreed, StopRequest
+from hybrid_scale.train.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -141,18 +143,20 @@ class Ahead:
 
 @dataclass
 class Trainer:
-    """One run in progress. `evaluate(step)`, `save(step)`, `save_weights(folder)` and `track(values, step)` are handed in."""
+    """One run in progress. `evaluate(step)`, `save_weights(folder)` and `track(values, step)` are handed in."""
 
     config: RunConfig
     run: RunDirectory
     data: TrainingData
     engine: Engine
     evaluate: Callable[[int], None]
-    save: Callable[[int], None]
+    checkpoints: Checkpoints
     save_weights: Callable[[Path], None]
     track: Callable[[dict[str, float], int], None]
     stop: StopRequest
+    watch: Watch
     _started: float = field(default_factory=time.monotonic)
+    _saving: float = 0.0
 
     def __post_init__(self) -> None:
         self.ahead = Ahead(self.data, self.config, dist.world_size(), dist.rank())
@@ -166,25 +170,51 @@ class Trainer:
         for step in range(first_step, training.max_steps):
             record = self._one_step(step)
             done = step + 1
+            self.watch.at(done, "logging")
             if done % training.log_every_steps == 0 or done == training.max_steps:
                 self._log(record, first_step)
-            stopping = self.stop.agreed()
-            due = training.save_every_steps and done % training.save_every_steps == 0
-            if due or stopping or done == training.max_steps:
-                self.save(done)
-            if stopping and done < training.max_steps:
+            agreed = self.stop.agreed(self.checkpoints.failed())
+            if agreed is Agreed.FAIL:
+                self.checkpoints.finish()  # raises, everywhere
+            if agreed is Agreed.STOP or self._save_due(done):
+                self._save(done)
+            if agreed is Agreed.STOP and done < training.max_steps:
+                self.checkpoints.finish()
                 return False
-            if training.evaluate_every_steps and done % training.evaluate_every_steps == 0 and done < training.max_steps:
+            if self._evaluation_due(done):
+                self.watch.at(done, "evaluation")
                 self.evaluate(done)
+                self.checkpoints.judge(done, done)
+        self.watch.at(training.max_steps, "checkpoint")
+        self.checkpoints.finish()
         return True
+
+    def _evaluation_due(self, done: int) -> bool:
+        every = self.config.training.evaluate_every_steps
+        return bool(every) and done % (every or 1) == 0 and done < self.config.training.max_steps
+
+    def _save_due(self, done: int) -> bool:
+        training = self.config.training
+        regular = training.save_every_steps is not None and done % training.save_every_steps == 0
+        judged = training.keep_best is not None and self._evaluation_due(done)
+        return regular or judged or done == training.max_steps
+
+    def _save(self, done: int) -> None:
+        started = time.monotonic()
+        self.watch.at(done, "checkpoint")
+        self.checkpoints.save(done)
+        self._saving = time.monotonic() - started
 
     def _one_step(self, number: int) -> dict[str, Any]:
         """One optimiser step; returns its record for `metrics.jsonl`."""
         clock = [time.monotonic()]
+        self.watch.at(number + 1, "data")
         step, share, prepared = self.ahead.get(number, last=self.config.training.max_steps - 1)
         clock.append(time.monotonic())
+        self.watch.at(number + 1, "gradient")
         loss = self._gradient(number, step, share.to(dist.device()))
         clock.append(time.monotonic())
+        self.watch.at(number + 1, "update")
         rate = learning_rate(number, self.config.optimizer, self.config.training.max_steps)
         norm = self.engine.step(rate)
         if self.movement is not None and rate > 0.0:
@@ -193,6 +223,7 @@ class Trainer:
         clock.append(time.monotonic())
         seconds = dict(zip(("data_wait", "gradient", "update"), np.diff(clock).round(4).tolist(), strict=True))
         plan = step.plan
+        saving, self._saving = self._saving, 0.0
         return {
             "step": number + 1,
             "loss": loss,
@@ -209,7 +240,7 @@ class Trainer:
             "schedule": plan.schedule,
             "recomputed_tokens": plan.recomputed_tokens,
             "seconds": round(clock[-1] - clock[0], 4),
-            "seconds_by_phase": {**seconds, "data_ahead": round(prepared, 4)},
+            "seconds_by_phase": {**seconds, "data_ahead": round(prepared, 4), "checkpoint_before": round(saving, 4)},
             "peak_gib": round(peak_gib(), 4),
         }
 

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,15 @@ from hybrid_scale.model.load import DTYPES, count_parameters, load_embedder
 from hybrid_scale.model.shape import read_shape
 from hybrid_scale.runs import RunDirectory, read_json, write_json
 from hybrid_scale.train import checkpoint
+from hybrid_scale.train.checkpoint import Checkpoints
 from hybrid_scale.train.engine import Engine, PlainEngine, make_accelerator, make_engine, zero_stage
 from hybrid_scale.train.failure import names_of
 from hybrid_scale.train.gradcache import NotFinite, forward_backward
 from hybrid_scale.train.guard import GradientGuard
 from hybrid_scale.train.loop import Trainer, TrainingData, build_share, plan_step
 from hybrid_scale.train.loss import Targets
-from hybrid_scale.train.stop import StopRequest
+from hybrid_scale.train.stop import StopRequest, deadline
+from hybrid_scale.train.watch import Watch
 
 PACKAGES = ("torch", "deepspeed", "accelerate", "transformers", "peft", "bitsandbytes")
 Evaluate = Callable[[RunConfig, RunDirectory, TextEncoder, Engine, int | None], None]
@@ -75,18 +78,43 @@ def train(config: RunConfig, evaluate: Evaluate) -> bool:
         remedy = "Use `accelerate launch --use_deepspeed ... launch/train.py`, or training.engine=plain."
         raise ConfigError(describe("training.engine", "deepspeed", rule, remedy))
     run = RunDirectory(config.run.directory)
-    dist.first_rank_does(lambda: run.create(config))
-    stop = StopRequest()
+    stop = StopRequest(deadline(config.training))
+    dist.first_rank_does(lambda: run.create(config, continuing=True))
     stop.install()
+    keeper = Keeper(run)
+    watch = Watch(config.training.rank_timeout_seconds, keeper.end)
+    watch.start()
     try:
-        done = _train(config, run, evaluate, stop)
+        done = _train(config, run, evaluate, stop, watch, keeper)
     except BaseException as error:
-        if dist.rank() == 0:
-            run.set_status("failed", reason=f"{type(error).__name__}: {error}")
-        raise
+        lost = watch.explain(error)
+        if lost is None:
+            watch.stop()
+        keeper.end(f"{type(error).__name__}: {error}" if lost is None else f"RankLost: {lost}", lost is None or watch.writes())
+        if lost is None:
+            raise
+        raise lost from error
+    watch.stop()
+    dist.barrier()  # the store that watches read may end with rank 0
     if dist.rank() == 0:
-        run.set_status("done" if done else "preempted", step=_finished(run))
+        facts = {} if done else {"reason": stop.reason() or "another rank was asked to stop"}
+        run.set_status("done" if done else "preempted", step=_finished(run), **facts)
     return done
+
+
+class Keeper:
+    """Leaves the run directory in order when the run ends early: a checkpoint being written is finished, the status says why."""
+
+    def __init__(self, run: RunDirectory):
+        self.run = run
+        self.checkpoints: Checkpoints | None = None
+
+    def end(self, reason: str, writes: bool) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.close()
+        if writes:
+            with suppress(FileNotFoundError):  # where nobody can tell who lives, several ranks write the same
+                self.run.set_status("failed", reason=reason)
 
 
 def _finished(run: RunDirectory) -> int:
@@ -94,14 +122,16 @@ def _finished(run: RunDirectory) -> int:
     return int(metrics[-1]["step"]) if metrics else 0
 
 
-def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopRequest) -> bool:
+def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopRequest, watch: Watch, keeper: Keeper) -> bool:
     started = time.monotonic()
     if dist.rank() == 0:
         run.set_status("running", world_size=dist.world_size())
     data = open_training_data(config, dist.world_size())
     dist.first_rank_does(lambda: say(describe_run(config, data, dist.world_size())))
-    resumed = checkpoint.latest(run)
-    first_step = checkpoint.check(resumed, config, data.pairs.fingerprint) if resumed else 0
+    facts = checkpoint.facts_of(config, data.pairs.fingerprint)
+    resumed = checkpoint.resume_point(run)
+    first_step = checkpoint.check(resumed, config, facts) if resumed else 0
+    dist.first_rank_does(lambda: run.adopt(config))
     torch.manual_seed(config.run.seed + dist.rank())
     # Before Accelerate: a ZeRO-3 launch makes transformers load into shards, which trained weights can't be put into.
     embedder = load_embedder(config.model, config.run.seed, resumed / "adapter" if resumed else None)
@@ -119,23 +149,26 @@ def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopR
         evaluate(config, run, data.encoder, engine, step)
         embedder.train()
 
-    facts = {"data": data.pairs.fingerprint, "config": checkpoint.config_digest(config), "world_size": dist.world_size()}
+    checkpoints = keeper.checkpoints = Checkpoints(run, engine, embedder, facts, config)
     trainer = Trainer(
         config,
         run,
         data,
         engine,
         evaluate=evaluate_now,
-        save=lambda step: checkpoint.save(run, engine, embedder, step, facts, config.training.keep_checkpoints),
+        checkpoints=checkpoints,
         save_weights=lambda folder: checkpoint.save_weights(folder, engine, embedder),
         track=lambda values, step: accelerator.log(values, step=step),
         stop=stop,
+        watch=watch,
     )
     if config.evaluation.before_training and first_step == 0:
         evaluate_now(0)
     done = trainer.train(first_step)
     if done:
+        watch.at(config.training.max_steps, "evaluation")
         evaluate_now(None)
+        checkpoints.judge(config.training.max_steps, None)
         say(f"done in {time.monotonic() - started:.0f} s: {run.path}")
     accelerator.end_training()
     return done

@@ -162,11 +162,12 @@ def test_other_data_or_config_is_refused_on_resume(folder, tmp_path):
     place = checkpoint.latest(RunDirectory(config.run.directory))
     assert place is not None
     fingerprint = open_training_data(config, 1).pairs.fingerprint
-    assert checkpoint.check(place, config, fingerprint) == 6
-    with pytest.raises(RunError, match="data fingerprint is"):
-        checkpoint.check(place, config, "another")
-    with pytest.raises(RunError, match="config digest is"):
-        checkpoint.check(place, run_config(folder, tmp_path / "run", loss={"temperature": 0.1}), fingerprint)
+    facts = checkpoint.facts_of(config, fingerprint)
+    assert checkpoint.check(place, config, facts) == 6
+    with pytest.raises(RunError, match=r"data fingerprint: .* -> another"):
+        checkpoint.check(place, config, checkpoint.facts_of(config, "another"))
+    with pytest.raises(RunError, match=r"loss.temperature: 0.05 -> 0.1"):
+        checkpoint.check(place, run_config(folder, tmp_path / "run", loss={"temperature": 0.1}), facts)
 
 
 def test_an_incomplete_checkpoint_is_no_checkpoint(folder, tmp_path):
