@@ -1,0 +1,107 @@
+"""Write a trained run as a folder that other programs load.
+
+    python launch/export.py RUN_DIRECTORY --to FOLDER --format sentence-transformers
+    python launch/export.py RUN_DIRECTORY --to FOLDER --format adapter merged --step 400
+
+adapter: PEFT's layout; sentence-transformers: a folder for SentenceTransformer(FOLDER), adapter merged; merged: plain
+transformers weights with a tokenizer. Several formats become folders under FOLDER. Nothing is overwritten; nothing is
+uploaded without --push (the token of HF_TOKEN or `hf auth login`; a new repository is private).
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from hybrid_scale.config import RunConfig
+from hybrid_scale.data.text import load_text_encoder
+from hybrid_scale.errors import HybridScaleError, RunError, describe
+from hybrid_scale.model.export import FORMATS, Merging, Trained, export, push
+from hybrid_scale.runs import RunDirectory, read_json
+from hybrid_scale.train.checkpoint import latest
+
+
+def arguments(given: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--to", type=Path, required=True, help="folder to write; must not exist or be empty")
+    parser.add_argument("--format", nargs="+", choices=FORMATS, default=["sentence-transformers"], help="one or several")
+    parser.add_argument("--step", type=int, help="the checkpoint of this step (default: the latest)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of merged weights (default: model.dtype of the run)")
+    parser.add_argument("--merge-into", choices=("original", "nf4"), default="original", help="nf4: the weights of a QLoRA run")
+    parser.add_argument("--shard-size", type=float, default=1.0, metavar="GB", help="largest weight file (default 1)")
+    parser.add_argument("--base", metavar="NAME", help="the base's name on the Hub, where the run's base is a folder")
+    parser.add_argument("--license", default="other", help="licence of the model card (default other)")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to this Hub repository")
+    chosen = parser.parse_args(given)
+    if chosen.shard_size <= 0:
+        parser.error("--shard-size must be above 0")
+    if chosen.push and (len(chosen.format) > 1 or not re.fullmatch(r"[\w.-]+/[\w.-]+", chosen.push)):
+        parser.error("--push takes USER/NAME and one --format")
+    return chosen
+
+
+def open_run(chosen: argparse.Namespace) -> Trained:
+    run = RunDirectory(chosen.run)
+    config = run.config()
+    folder = run.checkpoints / f"step_{chosen.step:08d}" if chosen.step is not None else latest(run)
+    if folder is None or not (folder / "COMPLETE").is_file():
+        complete = sorted(int(path.parent.name[5:]) for path in run.checkpoints.glob("step_*/COMPLETE"))
+        rule = f"no complete checkpoint; there are those of steps {complete}"
+        raise RunError(describe(str(run.checkpoints), chosen.step or "latest", rule, "Train the run, or choose one of them."))
+    step = int(folder.name.removeprefix("step_"))
+    scores = read_scores(run, step, config)
+    manifest = read_json(run.manifest_file) if run.manifest_file.exists() else {}
+    return Trained(
+        config=config,
+        weights=folder / "adapter",
+        step=step,
+        texts=load_text_encoder(config),
+        base_name=chosen.base,
+        languages=languages(config, scores),
+        fingerprint=manifest.get("data", {}).get("fingerprint"),
+        scores=scores,
+        license=chosen.license,
+    )
+
+
+def read_scores(run: RunDirectory, step: int, config: RunConfig) -> tuple[dict[str, Any], ...]:
+    """Results of this step: `eval/SET.json` belongs to the last one, `eval/SET.step-N.json` to step N."""
+    last = step == config.training.max_steps
+    found = [
+        path
+        for path in sorted(run.evaluations.glob("*.json"))
+        if (".step-" not in path.name if last else f".step-{step}." in path.name)
+    ]
+    return tuple(result for path in found if "metrics" in (result := read_json(path)))
+
+
+def languages(config: RunConfig, scores: tuple[dict[str, Any], ...]) -> tuple[str, ...]:
+    """Those of the training data; where it is gone, those it was scored in."""
+    manifest = Path(config.data.train) / "manifest.json"
+    if config.sampler.languages or not manifest.is_file():
+        return config.sampler.languages or tuple(dict.fromkeys(tag for score in scores for tag in score.get("languages", ())))
+    return tuple(read_json(manifest)["languages"])
+
+
+def main(given: list[str] | None = None) -> int:
+    chosen = arguments(given)
+    try:
+        trained = open_run(chosen)
+        dtype = chosen.dtype or ("bfloat16" if trained.config.model.dtype == "bfloat16" else "float32")
+        merging = Merging(dtype, int(chosen.shard_size * 1e9), chosen.merge_into)
+        for format in chosen.format:
+            folder = chosen.to if len(chosen.format) == 1 else chosen.to / format
+            export(trained, format, folder, merging)
+            print(f"step {trained.step} as {format}: {folder}")
+        if chosen.push:
+            print(push(chosen.to, chosen.push))
+    except HybridScaleError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
