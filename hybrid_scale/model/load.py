@@ -80,7 +80,8 @@ def _load_backbone(settings: ModelSettings, shards: dict[str, Any] | None) -> An
 def _load_whole(settings: ModelSettings, config: PretrainedConfig, attention: str) -> Any:
     options: dict[str, Any] = {}
     if settings.quantization == "nf4":
-        options["quantization_config"] = stream.nf4(DTYPES[settings.dtype])
+        if not hasattr(config, "quantization_config"):  # written in 4 bits: it says itself how
+            options["quantization_config"] = stream.nf4(DTYPES[settings.dtype])
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
     return AutoModel.from_pretrained(
