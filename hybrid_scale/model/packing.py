@@ -20,8 +20,9 @@ from hybrid_scale.errors import ModelError, describe
 
 NAME = "hybrid_scale_packed"
 WASTE = {"cpu": 0.0, "cuda": 0.25}
-"""Largest padding of a group of texts over its real tokens, by device. CPU, measured: groups of one length cost 1.0 to 1.1 times
-one call a text, padding and copying up to .1 cost 1.2 times. GPU, not measured: a call costs more than the padding."""
+"""Largest padding of a group of texts over its real tokens, by device. CPU, measured forward and backward on 512 to 4,096 tokens:
+groups of one length cost 0.95 to 1.24 times one call a text, padding up to .1 and copying 1.17 to 1.37 times. GPU, not measured:
+there a call is thought to cost more than the padding."""
 HARMLESS = ("position_ids", "position_embeddings", "cache_position", "use_cache", "return_dict")
 """What layers may hand to their attention function besides the arguments of `packed_attention`, without effect on it."""
 
