@@ -72,7 +72,8 @@ class Phase:
     groups: dict[int, int] = field(default_factory=dict)
     """Bytes gathered by the size of the process group."""
     live: float = 0.0
-    """Most 4-bit weights whole (or on their way) on this rank when a gather starts, in units of all of them."""
+    """Most 4-bit weights whole (or on their way) on this rank when a gather starts, in units of all of them. As DeepSpeed
+    counts: without checkpointing, bitsandbytes keeps what DeepSpeed lets go until the backward pass."""
 
 
 Step = list[Phase]
