@@ -51,7 +51,6 @@ def open_run(chosen: argparse.Namespace) -> Trained:
         rule = f"no complete checkpoint; there are those of steps {complete}"
         raise RunError(describe(str(run.checkpoints), chosen.step or "latest", rule, "Train the run, or choose one of them."))
     step = int(folder.name.removeprefix("step_"))
-    scores = read_scores(run, step, config)
     manifest = read_json(run.manifest_file) if run.manifest_file.exists() else {}
     return Trained(
         config=config,
@@ -59,30 +58,23 @@ def open_run(chosen: argparse.Namespace) -> Trained:
         step=step,
         texts=load_text_encoder(config),
         base_name=chosen.base,
-        languages=languages(config, scores),
+        languages=languages(config),
         fingerprint=manifest.get("data", {}).get("fingerprint"),
-        scores=scores,
+        scores=read_scores(run, step, last=step == config.training.max_steps),
         license=chosen.license,
     )
 
 
-def read_scores(run: RunDirectory, step: int, config: RunConfig) -> tuple[dict[str, Any], ...]:
+def read_scores(run: RunDirectory, step: int, last: bool) -> tuple[dict[str, Any], ...]:
     """Results of this step: `eval/SET.json` belongs to the last one, `eval/SET.step-N.json` to step N."""
-    last = step == config.training.max_steps
-    found = [
-        path
-        for path in sorted(run.evaluations.glob("*.json"))
-        if (".step-" not in path.name if last else f".step-{step}." in path.name)
-    ]
-    return tuple(result for path in found if "metrics" in (result := read_json(path)))
+    found = sorted(run.evaluations.glob("*.json" if last else f"*.step-{step}.json"))
+    results = [read_json(path) for path in found if not last or ".step-" not in path.name]
+    return tuple(result for result in results if "metrics" in result)
 
 
-def languages(config: RunConfig, scores: tuple[dict[str, Any], ...]) -> tuple[str, ...]:
-    """Those of the training data; where it is gone, those it was scored in."""
+def languages(config: RunConfig) -> tuple[str, ...]:
     manifest = Path(config.data.train) / "manifest.json"
-    if config.sampler.languages or not manifest.is_file():
-        return config.sampler.languages or tuple(dict.fromkeys(tag for score in scores for tag in score.get("languages", ())))
-    return tuple(read_json(manifest)["languages"])
+    return config.sampler.languages or (tuple(read_json(manifest)["languages"]) if manifest.is_file() else ())
 
 
 def main(given: list[str] | None = None) -> int:

@@ -163,6 +163,10 @@ def push(folder: Path, name: str) -> str:
 
     The token comes from the environment or `hf auth login`. Raises ModelError: not logged in, refused, unreachable.
     """
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file() and Path(base := json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]).exists():
+        rule = "nobody else has this folder, and the adapter needs its base"
+        raise ModelError(describe("model.base", base, rule, "Export again with --base NAME, its name on the Hub."))
     api = HfApi()
     try:
         api.create_repo(name, private=True, exist_ok=True)
@@ -208,8 +212,12 @@ def _write_merged(trained: Trained, folder: Path, merging: Merging) -> None:
     """Weights, config.json and a tokenizer that puts the end token itself."""
     settings = trained.config.model
     config = AutoConfig.from_pretrained(settings.base, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
-    if getattr(config, "auto_map", None):
-        rule = "the model needs code of its own, which this folder wouldn't hold"
+    for key, rule in (
+        ("auto_map", "the model needs code of its own, which this folder wouldn't hold"),
+        ("quantization_config", "its weights are quantised, and an adapter is merged into whole ones"),
+    ):
+        if getattr(config, key, None) is None:
+            continue
         raise ModelError(describe("model.base", settings.base, rule, "Use --format adapter."))
     skeleton = _skeleton(config)
     _write_weights(merged_weights(trained, skeleton, merging.into), folder, DTYPES[merging.dtype], merging.shard_bytes)
