@@ -435,6 +435,10 @@ class Converter:
         # A C++ op for inference that DeepSpeed would compile on a CPU; a killed build hangs every later start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.zero = deepspeed.zero.Init(config_dict_or_path=settings, enabled=False)
+        if self.zero.mem_efficient_linear:
+            # DeepSpeed replaces torch's linear where it shares out weights itself, and not where it finds them shared. Autograd
+            # would keep each gathered weight otherwise; and biases are added after rounding, so that results depend on it.
+            self.zero._enable_mem_efficient_linear()
 
     def adopt(self, parameter: nn.Parameter, shape: tuple[int, ...], part: Callable[[int, int], torch.Tensor]) -> None:
         """Turn an empty parameter into a shared one of `shape`; `part(start, stop)` gives flattened elements of it.
