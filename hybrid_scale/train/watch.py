@@ -23,6 +23,8 @@ UNLIMITED = ("loading", "checkpoint", "evaluation")
 """Phases that may take longer than `training.rank_timeout_seconds`: only the heartbeat is watched in them."""
 DEAD_TICKS = 4
 """Ticks without a heartbeat after which a rank is taken for dead, once a connection has broken."""
+LINGER_TICKS = 3
+"""Ticks for which rank 0 stays after it has named a rank."""
 FAILED_TICKS = 10
 """Ticks that this rank has to end by itself after another one said that it failed."""
 
@@ -153,7 +155,7 @@ class Watch:
     def _linger(self) -> None:
         """Rank 0 mostly keeps the store from which the others learn the same."""
         if dist.rank() == 0:
-            time.sleep(2 * DEAD_TICKS * self.interval)
+            time.sleep(LINGER_TICKS * self.interval)
 
     def _end(self, lost: str) -> None:
         """End this process, whose main thread may hang in a collective for good."""

@@ -1,0 +1,313 @@
+"""A training run that is killed, filled up and corrupted on purpose, and what must hold afterwards.
+
+Each start is the real door (`launch/train.py`) in W fresh processes; faults hit when a given step stands in metrics.jsonl. What a
+start must resume from is told by what the campaign itself did to the files, not by the code under test.
+"""
+
+import contextlib
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from hybrid_scale.config import RunConfig, dump_config
+from hybrid_scale.runs import RunDirectory
+from tests.ranks import _context, _launcher_environment
+
+Fault = Callable[["Start"], None]
+EXITS = {"done": 0, "wrong": 2, "stopped": 3, "lost": 4}
+
+
+def rank_main(environment: dict[str, str], log: str, config: str, file_limit: int | None) -> None:
+    """The life of one rank: the door, its output in `log`; no file may grow beyond `file_limit` bytes."""
+    os.environ.update(environment)
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    import torch
+
+    from launch import train
+
+    torch.set_num_threads(1)
+    if file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
+    sys.argv = ["train.py", config]
+    code = train.main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@dataclass
+class Start:
+    """One start of a run on some ranks."""
+
+    config: RunConfig
+    world: int
+    number: int
+    file_limit: int | None = None
+    timeout: float = 300.0
+    processes: list[ForkServerProcess] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.run = RunDirectory(self.config.run.directory)
+        place = self.run.path.parent / f"{self.run.path.name}-logs"
+        place.mkdir(parents=True, exist_ok=True)
+        self.logs = [place / f"{self.number:03d}-rank{rank}.log" for rank in range(self.world)]
+        config = place / f"{self.number:03d}.yaml"
+        config.write_text(dump_config(self.config))
+        shared = _launcher_environment(self.world)
+        self.end = time.monotonic() + self.timeout
+        for rank in range(self.world):
+            given = ({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, str(self.logs[rank]), str(config), self.file_limit)
+            self.processes.append(_context().Process(target=rank_main, args=given, daemon=True))
+            self.processes[-1].start()
+
+    def wait_for_step(self, step: int) -> None:
+        """Until `step` is logged, or every rank has ended."""
+        before = self.logged_before
+        while any(process.is_alive() for process in self.processes):
+            lines = self.run.metrics_file.read_text().splitlines() if self.run.metrics_file.exists() else []
+            if any(re.match(rf'{{"step": {step},', line) for line in lines[before:]):
+                return
+            assert time.monotonic() < self.end, f"step {step} did not come:\n{self.output()}"
+            time.sleep(0.01)
+
+    @property
+    def logged_before(self) -> int:
+        """Lines of metrics.jsonl at this start."""
+        if not hasattr(self, "_before"):
+            self._before = len(self.run.metrics_file.read_text().splitlines()) if self.run.metrics_file.exists() else 0
+        return self._before
+
+    def kill(self, ranks: list[int], number: int = signal.SIGKILL) -> None:
+        for rank in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                pid = self.processes[rank].pid
+                assert pid is not None
+                os.kill(pid, number)
+
+    def codes(self) -> list[int]:
+        """Exit codes, when all have ended. AssertionError with all output when one doesn't end."""
+        for process in self.processes:
+            process.join(max(0.0, self.end - time.monotonic()))
+        alive = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
+        self.kill(alive)
+        assert not alive, f"ranks {alive} did not end:\n{self.output()}"
+        return [int(process.exitcode or 0) for process in self.processes]
+
+    def output(self) -> str:
+        return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in self.logs if log.exists())
+
+    def resumed_after(self) -> int:
+        """The step that rank 0 said it goes on from; 0 for none."""
+        found = re.findall(r"continuing after step (\d+) from", self.logs[0].read_text())
+        return int(found[-1]) if found else 0
+
+
+@dataclass
+class Campaign:
+    """Events over one run directory until it is done. `check` raises AssertionError as soon as something is lost."""
+
+    config: RunConfig
+    chance: random.Random
+    damaged: set[str] = field(default_factory=set)
+    """Folders that this campaign damaged and no start has replaced yet."""
+    events: list[dict[str, Any]] = field(default_factory=list)
+    starts: int = 0
+    resize: Callable[[int], None] | None = None
+    """Sets the size of the checkpoints' file system; without it a full disk is played by a limit on the size of files."""
+
+    def __post_init__(self) -> None:
+        self.run = RunDirectory(self.config.run.directory)
+
+    def start(self, world: int = 2, file_limit: int | None = None) -> Start:
+        self.starts += 1
+        start = Start(self.config, world, self.starts, file_limit)
+        assert start.logged_before >= 0
+        return start
+
+    def folders(self) -> list[Path]:
+        """Checkpoints that stand under their name, oldest first."""
+        return sorted(self.run.checkpoints.glob("step_*"))
+
+    def expected(self) -> int:
+        """The step that the next start must go on from."""
+        whole = [folder for folder in self.folders() if folder.name not in self.damaged]
+        return int(whole[-1].name[5:]) if whole else 0
+
+    def event(self, kind: str, world: int = 2) -> None:
+        """One start that suffers `kind`, and the checks of how it ended and what it resumed from."""
+        expected, warned = self.expected(), set(self.damaged)
+        self.before_full = {folder.name for folder in self.folders()} - self.damaged
+        limit = self._fill_up() if kind == "full" else None
+        start = self.start(world, limit)
+        step = min(expected + self.chance.randint(3, 5), self.config.training.max_steps - 4)
+        began = time.monotonic()
+        faults: dict[str, Fault] = {
+            "kill one": lambda s: self._kill_one(s, step),
+            "kill all": lambda s: self._kill_all(s, step),
+            "terminate": lambda s: self._terminate(s, step),
+            "freeze": lambda s: self._freeze(s, step),
+            "full": self._full,
+            "truncate": lambda s: self._damage(s, step, truncate=True),
+            "flip": lambda s: self._damage(s, step, truncate=False),
+        }
+        faults[kind](start)
+        # A start that was killed before it had loaded anything resumed from nothing; the faults above wait for a step.
+        assert start.resumed_after() == expected, (
+            f"{kind}: went on from {start.resumed_after()}, not {expected}\n{start.output()}"
+        )
+        for name in warned:
+            assert re.search(rf"{name} is no checkpoint: \S+", start.logs[0].read_text()), start.output()
+        self.events.append(
+            {
+                "kind": kind,
+                "ranks": world,
+                "resumed_after": expected,
+                "step": step,
+                "codes": start.codes(),
+                "torn_writes": len(list(self.run.checkpoints.glob(".step_*.part"))),
+                "seconds": round(time.monotonic() - began, 1),
+            }
+        )
+
+    def random_event(self, kinds: list[str]) -> bool:
+        """An event of one of these kinds that is possible now; False where the run is too near its end for any."""
+        expected = self.expected()
+        if expected > self.config.training.max_steps - 6:
+            return False
+        possible = [kind for kind in kinds if expected or kind not in ("truncate", "flip", "full")]
+        self.event(self.chance.choice(possible))
+        return True
+
+    def finish(self, world: int = 2) -> Start:
+        """A last start without a fault."""
+        expected = self.expected()
+        start = self.start(world)
+        assert start.codes() == [0] * world, start.output()
+        assert start.resumed_after() == expected, start.output()
+        assert self.run.status()["status"] == "done"
+        return start
+
+    # ------------------------------------------------------------------------------------------------------------- faults
+
+    def _forget_replaced(self) -> None:
+        """A start sets damaged folders aside before it trains."""
+        self.damaged.clear()
+
+    def _kill_one(self, start: Start, step: int) -> None:
+        victim = self.chance.randrange(start.world)
+        start.wait_for_step(step)
+        self._forget_replaced()
+        start.kill([victim])
+        codes = start.codes()
+        for rank, code in enumerate(codes):
+            if rank != victim:
+                said = start.logs[rank].read_text()
+                assert code == EXITS["lost"], f"rank {rank} ended with {code}\n{start.output()}"
+                assert re.search(rf"rank {victim} (\(host \S+\)|or the store)", said), start.output()
+        status = self.run.status()
+        assert status["status"] == "failed", status
+        assert f"rank {victim} " in status["reason"], status
+
+    def _kill_all(self, start: Start, step: int) -> None:
+        start.wait_for_step(step)
+        self._forget_replaced()
+        start.kill(list(range(start.world)))
+        assert start.codes() == [-signal.SIGKILL] * start.world
+
+    def _terminate(self, start: Start, step: int) -> None:
+        start.wait_for_step(step)
+        self._forget_replaced()
+        start.kill([self.chance.randrange(start.world)], signal.SIGTERM)
+        codes = start.codes()
+        assert codes == [EXITS["stopped"]] * start.world, f"{codes}\n{start.output()}"
+        assert self.run.status()["status"] == "preempted"
+        assert self.expected() == self.run.status()["step"]
+
+    def _freeze(self, start: Start, step: int) -> None:
+        victim = self.chance.randrange(start.world)
+        start.wait_for_step(step)
+        self._forget_replaced()
+        start.kill([victim], signal.SIGSTOP)
+        for rank, process in enumerate(start.processes):
+            if rank != victim:
+                process.join(max(0.0, start.end - time.monotonic()))
+                assert process.exitcode == EXITS["lost"], start.output()
+                assert re.search(rf"rank {victim} \(host \S+\) has not been heard of", start.logs[rank].read_text()), (
+                    start.output()
+                )
+        start.kill([victim])
+
+    def _full(self, start: Start) -> None:
+        codes = start.codes()
+        if self.resize:
+            self.resize(64 * 2**20)
+        self._forget_replaced()
+        assert codes == [EXITS["wrong"]] * start.world, f"{codes}\n{start.output()}"
+        status = self.run.status()
+        assert status["status"] == "failed"
+        assert "the checkpoint could not be written" in status["reason"]
+        assert re.search("File too large|No space left on device", status["reason"]), status
+        assert {folder.name for folder in self.folders()} == self.before_full, "a failed write changed the older checkpoints"
+
+    def _fill_up(self) -> int | None:
+        """Leave room for half a checkpoint; the limit of a file's size where there is no file system to fill up."""
+        sizes = [path.stat().st_size for path in self.folders()[-1].rglob("*") if path.is_file()]
+        if self.resize is None:
+            return max(sizes) - 1000  # Adam's moments
+        self.resize(int(sum(self._used(folder) for folder in self.run.checkpoints.iterdir()) + sum(sizes) // 2))
+        return None
+
+    @staticmethod
+    def _used(folder: Path) -> int:
+        """Bytes of a tmpfs that a folder takes: pages of 4 KiB."""
+        return sum(-(-path.stat().st_size // 4096) * 4096 for path in [folder, *folder.rglob("*")] if path.is_file())
+
+    def _damage(self, start: Start, step: int, truncate: bool) -> None:
+        """Everything dies, and a file of the newest checkpoint is not what it was."""
+        self._kill_all(start, step)
+        newest = self.folders()[-1]
+        path = self.chance.choice(sorted(path for path in newest.rglob("*") if path.is_file()))
+        content = bytearray(path.read_bytes())
+        if truncate:
+            del content[self.chance.randrange(len(content)) :]
+        else:
+            content[self.chance.randrange(len(content))] ^= 1 << self.chance.randrange(8)
+        path.write_bytes(content)
+        self.damaged.add(newest.name)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Callable[[int], None] | None]:
+    """`folder` as a file system of its own, and a function that sets its size in bytes; None where that isn't permitted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, check=False)
+    if mount.returncode:
+        yield None
+        return
+    try:
+        yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True) and None
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def losses(run: RunDirectory) -> dict[int, float]:
+    """Loss by step, every line of every start; a step computed twice must have given the same loss, else it is NaN."""
+    found: dict[int, set[float]] = {}
+    for line in run.metrics_file.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            record = json.loads(line)
+            found.setdefault(record["step"], set()).add(record["loss"])
+    return {step: values.pop() if len(values) == 1 else float("nan") for step, values in sorted(found.items())}

@@ -1,0 +1,377 @@
+"""One checkpoint at a time, without training: whole or not at all, verified, judged, refused with every difference."""
+
+import errno
+import re
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hybrid_scale.config import RunConfig, TrainingSettings, load_config
+from hybrid_scale.errors import ConfigError, RunError
+from hybrid_scale.runs import RunDirectory, read_json, write_json
+from hybrid_scale.train import checkpoint
+from hybrid_scale.train.stop import SAME_REQUEST_SECONDS, Agreed, StopRequest, deadline
+from tests.train.setup import make_config, write_inputs
+
+
+class Embedder(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = torch.nn.Linear(50, 40, bias=False)
+
+
+class Engine:
+    """One trained weight, all its numbers the step's."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def weights(self, keep: bool = True) -> dict[str, torch.Tensor]:
+        return {"backbone.weight": torch.full((40, 50), self.value)} if keep else {}
+
+    def moments(self, keep: bool = True) -> dict[str, torch.Tensor]:
+        return {"exp_avg.backbone.weight": torch.full((40, 50), -self.value), "step": torch.tensor(self.value)} if keep else {}
+
+
+def config_in(place: Path, **sections: dict[str, Any]) -> RunConfig:
+    return make_config(place, **{"run": {"directory": str(place / "run")}, **sections})
+
+
+def checkpoints_of(place: Path, **training: Any) -> checkpoint.Checkpoints:
+    data = {"train": str(place), "max_query_tokens": 32, "max_passage_tokens": 64, "evaluate": ["set"]}
+    config = config_in(place, training=training, data=data)
+    run = RunDirectory(config.run.directory)
+    return checkpoint.Checkpoints(run, Engine(), Embedder(), {"facts": 1}, config)  # type: ignore[arg-type]
+
+
+def save(checkpoints: checkpoint.Checkpoints, *steps: int) -> None:
+    for step in steps:
+        checkpoints.engine.value = float(step)  # type: ignore[attr-defined]
+        checkpoints.save(step)
+    checkpoints.finish()
+
+
+def names(run: RunDirectory) -> list[str]:
+    return sorted(path.name for path in run.checkpoints.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------------------ damage
+
+
+def test_complete_is_what_sha256sum_checks(tmp_path):
+    checkpoints = checkpoints_of(tmp_path)
+    save(checkpoints, 2)
+    folder = checkpoint.latest(checkpoints.run)
+    assert folder is not None
+    done = subprocess.run(["sha256sum", "--strict", "-c", "COMPLETE"], cwd=folder, capture_output=True, text=True, check=True)
+    said = {line.removesuffix(": OK") for line in done.stdout.splitlines()}
+    assert said == {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {"COMPLETE"}
+    assert len(said) == 4
+
+
+def test_every_damaged_file_is_found(tmp_path, capsys):
+    """Each file of the newest checkpoint in turn: cut to every of ten lengths, one bit of sixteen flipped, removed."""
+    checkpoints = checkpoints_of(tmp_path)
+    save(checkpoints, 2, 4)
+    old, new = (checkpoints.run.checkpoints / checkpoint.folder_name(step) for step in (2, 4))
+    assert checkpoint.latest(checkpoints.run) == new
+    paths = sorted(path for path in new.rglob("*") if path.is_file())
+    assert len(paths) == 5
+    for path in paths:
+        content = path.read_bytes()
+        bits = [n * (8 * len(content) - 1) // 15 for n in range(16)]
+        flipped = [bytes(b ^ (1 << bit % 8) if i == bit // 8 else b for i, b in enumerate(content)) for bit in bits]
+        for changed in [*(content[: n * len(content) // 10] for n in range(10)), *flipped]:
+            path.write_bytes(changed)
+            assert checkpoint.latest(checkpoints.run) == old, path
+        path.unlink()
+        assert checkpoint.latest(checkpoints.run) == old
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 27
+        assert all(line.startswith(f"warning: {new} is no checkpoint: ") for line in said)
+        assert path.name in said[-1]
+        path.write_bytes(content)
+    assert checkpoint.latest(checkpoints.run) == new
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_goes_on_sets_damaged_folders_aside(tmp_path):
+    """Even with one checkpoint kept, a damaged newer folder must not push out the whole one."""
+    checkpoints = checkpoints_of(tmp_path, keep_checkpoints=2)
+    save(checkpoints, 2, 6)
+    checkpoints.keep = 1
+    damaged = checkpoints.run.checkpoints / checkpoint.folder_name(6)
+    (damaged / "trainer.json").write_text("{}")
+    (damaged.parent / ".step_00000008.part").mkdir()
+    assert checkpoint.resume_point(checkpoints.run) == damaged.with_name("step_00000002")
+    assert names(checkpoints.run) == [".step_00000006.damaged", ".step_00000008.part", "step_00000002"]
+    save(checkpoints, 4)
+    assert names(checkpoints.run) == ["step_00000004"]
+
+
+# ----------------------------------------------------------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("file", ["adapter", "engine/moments.safetensors", "trainer.json", "COMPLETE"])
+def test_a_full_disk_leaves_the_older_checkpoints(tmp_path, monkeypatch, file):
+    """The disk is full when `file` is written: an error that says so, the older checkpoints untouched, nothing half done."""
+    checkpoints = checkpoints_of(tmp_path)
+    save(checkpoints, 2)
+
+    def full(name: str, original: Any) -> Any:
+        def write(*args: Any, **kwargs: Any) -> Any:
+            if any(file in str(arg) for arg in args if isinstance(arg, Path)):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return original(*args, **kwargs)
+
+        return write
+
+    for name in ("save_file", "save_trained", "write_json"):
+        monkeypatch.setattr(checkpoint, name, full(name, getattr(checkpoint, name)))
+    monkeypatch.setattr(Path, "write_text", full("write_text", Path.write_text))
+    checkpoints.save(4)
+    with pytest.raises(RunError, match=r"step_00000004: found .*No space left on device.*could not be written \(.* MiB are free"):
+        checkpoints.finish()
+    assert names(checkpoints.run) == ["step_00000002"]
+    assert checkpoint.damage(checkpoints.run.checkpoints / "step_00000002") is None
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """`save` returns before the write begins; the state is that of the moment, whatever the weights become."""
+    checkpoints = checkpoints_of(tmp_path)
+    begin, original = threading.Event(), checkpoint.save_trained
+    monkeypatch.setattr(checkpoint, "save_trained", lambda *a: begin.wait(60) and original(*a))
+    checkpoints.engine.value = 2.0  # type: ignore[attr-defined]
+    checkpoints.save(2)
+    checkpoints.engine.value = 3.0  # type: ignore[attr-defined]
+    assert checkpoint.latest(checkpoints.run) is None
+    assert not checkpoints.failed()
+    begin.set()
+    checkpoints.finish()
+    folder = checkpoint.latest(checkpoints.run)
+    assert folder is not None
+    assert load_file(folder / "adapter" / "model.safetensors")["weight"].unique().tolist() == [2.0]
+    assert load_file(folder / "engine" / "moments.safetensors")["exp_avg.backbone.weight"].unique().tolist() == [-2.0]
+    assert [record["step"] for record in checkpoints.written] == [2]
+
+
+def test_a_failed_write_is_seen_at_the_next_step(tmp_path, monkeypatch):
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    checkpoints = checkpoints_of(tmp_path)
+    monkeypatch.setattr(checkpoint, "save_trained", full)
+    checkpoints.save(2)
+    checkpoints.close()
+    assert checkpoints.failed()
+    assert StopRequest().agreed(checkpoints.failed()) is Agreed.FAIL
+
+
+# -------------------------------------------------------------------------------------------------------------------- best
+
+
+def evaluated(run: RunDirectory, step: int | None, **metrics: float | None) -> None:
+    write_json(run.evaluation_file("set", step), {"metrics": metrics})
+
+
+def test_the_best_checkpoint_is_kept(tmp_path):
+    """Scores .1 .3 .2 .3 over steps 2 4 6 8, one checkpoint kept: step 4 stays, as a tie goes to the older."""
+    checkpoints = checkpoints_of(tmp_path, keep_checkpoints=1, keep_best="set:multi_map")
+    for step, value in ((2, 0.1), (4, 0.3), (6, 0.2), (8, 0.3)):
+        save(checkpoints, step)
+        evaluated(checkpoints.run, step, multi_map=value)
+        checkpoints.judge(step, step)
+    assert names(checkpoints.run) == ["best", "step_00000004", "step_00000008"]
+    assert read_json(checkpoints.run.checkpoints / "best") == {
+        **{"folder": "step_00000004", "step": 4, "metric": "set:multi_map", "value": 0.3}
+    }
+    assert checkpoint.best(checkpoints.run) == checkpoints.run.checkpoints / "step_00000004"
+    assert checkpoint.latest(checkpoints.run) == checkpoints.run.checkpoints / "step_00000008"
+
+
+def test_a_smaller_rank_distance_is_better(tmp_path):
+    checkpoints = checkpoints_of(tmp_path, keep_best="set:rank_distance")
+    for step, value in ((2, 90.0), (4, 70.0), (6, 80.0)):
+        save(checkpoints, step)
+        evaluated(checkpoints.run, step, rank_distance=value)
+        checkpoints.judge(step, step)
+    assert read_json(checkpoints.run.checkpoints / "best")["step"] == 4
+
+
+def test_an_unknown_criterion_is_refused_with_what_there_is(tmp_path):
+    checkpoints = checkpoints_of(tmp_path, keep_best="set:multi_mapp")
+    save(checkpoints, 2)
+    evaluated(checkpoints.run, None, multi_map=0.3, cross_map=None)
+    with pytest.raises(RunError, match=r"training.keep_best: found 'set:multi_mapp'; .*Found there: \['multi_map'\]"):
+        checkpoints.judge(2, None)
+    with pytest.raises(ConfigError, match=r"training.keep_best: .* needs a retrieval set in data.evaluate"):
+        config_in(tmp_path, training={"keep_best": "set:map"})
+
+
+# ------------------------------------------------------------------------------------------------------------------ resume
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def stored(place: Path, config: RunConfig, fingerprint: str = "F") -> Path:
+    """A folder with the `trainer.json` of a run of `config`."""
+    write_json(place / "trainer.json", {"step": 6, **checkpoint.facts_of(config, fingerprint)})
+    return place
+
+
+def changed(config: RunConfig, **settings: Any) -> RunConfig:
+    """`section__key=value` set."""
+    tree = config.model_dump(mode="json")
+    for path, value in settings.items():
+        *sections, key = path.split("__")
+        node = tree
+        for section in sections:
+            node = node[section]
+        node[key] = value
+    return RunConfig.model_validate(tree)
+
+
+FREE: list[dict[str, Any]] = [
+    {"training__log_every_steps": 7, "training__keep_checkpoints": 9, "training__engine": "deepspeed"},
+    {"training__max_tokens_per_micro_batch": 77, "training__deepspeed": "other.json", "run__name": "b"},
+    {"data__evaluate": ["x"], "evaluation__top_k": 50, "model__gradient_checkpointing": True, "training__stop_at": "2099-01-01"},
+]
+BARRED: list[tuple[dict[str, Any], list[str]]] = [
+    ({"loss__temperature": 0.1}, [r"loss.temperature: 0.05 -> 0.1"]),
+    (
+        {"model__lora__rank": 8, "optimizer__learning_rate": 2e-3, "run__seed": 2, "training__log_every_steps": 3},
+        [r"model.lora.rank: 4 -> 8", r"optimizer.learning_rate: 0.001 -> 0.002", r"run.seed: 1 -> 2"],
+    ),
+    ({"training__max_steps": 9}, [r"training.max_steps: 4 -> 9 \(the cosine schedule's learning rates depend on it\)"]),
+    (
+        {"training__max_steps": 3, "optimizer__schedule": "constant"},
+        [r"optimizer.schedule: 'cosine' -> 'constant'", r"training.max_steps: 4 -> 3 \(it may only grow\)"],
+    ),
+]
+
+
+@pytest.mark.parametrize("settings", FREE)
+def test_settings_that_cant_bend_the_curve_may_differ(inputs, tmp_path, settings):
+    config = config_in(inputs)
+    now = changed(config, **settings)
+    assert checkpoint.check(stored(tmp_path, config), now, checkpoint.facts_of(now, "F")) == 6
+    run = RunDirectory(tmp_path / "run")
+    run.create(config)
+    run.create(now, continuing=True)
+    assert run.config() == config
+    run.adopt(now)
+    assert run.config() == now
+    assert load_config(tmp_path / "run" / "config.1.yaml") == config
+
+
+@pytest.mark.parametrize(("settings", "said"), BARRED)
+def test_other_settings_are_refused_one_by_one(inputs, tmp_path, settings, said):
+    config = config_in(inputs)
+    now = changed(config, **settings)
+    run = RunDirectory(tmp_path / "run")
+    run.create(config)
+    folder = stored(tmp_path, config)
+    for refused in (
+        lambda: checkpoint.check(folder, now, checkpoint.facts_of(now, "F")),
+        lambda: run.create(now, continuing=True),
+    ):
+        with pytest.raises(RunError) as caught:
+            refused()
+        found = [line for line in re.split(r"\n  |\n|; |: (?=\w+\.\w+: )|\. Choose", str(caught.value)) if " -> " in line]
+        assert len(found) == len(said)
+        assert all(re.search(pattern, str(caught.value)) for pattern in said)
+    forced = changed(now, training__resume_despite=["config"])
+    assert checkpoint.check(folder, forced, checkpoint.facts_of(forced, "F")) == 6
+    run.create(forced, continuing=True)
+
+
+def test_a_constant_schedule_may_be_prolonged(inputs, tmp_path):
+    config = changed(config_in(inputs), optimizer__schedule="constant")
+    now = changed(config, training__max_steps=9)
+    assert checkpoint.check(stored(tmp_path, config), now, checkpoint.facts_of(now, "F")) == 6
+
+
+def test_other_data_or_another_base_model_is_refused(inputs, tmp_path):
+    config = config_in(inputs)
+    folder = stored(tmp_path, config)
+    with pytest.raises(RunError, match=r"data fingerprint: F \(.*train\) -> G \(.*train\)"):
+        checkpoint.check(folder, config, checkpoint.facts_of(config, "G"))
+    weights = next((inputs / "model").glob("*.safetensors"))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        facts = checkpoint.facts_of(config, "F")
+        with pytest.raises(
+            RunError, match=rf"model {weights.name}: {len(content)}:\w+ -> {len(content)}:\w+\n.*despite=\[model\]"
+        ):
+            checkpoint.check(folder, config, facts)
+        forced = changed(config, training__resume_despite=["model"])
+        assert checkpoint.check(folder, forced, facts) == 6
+    finally:
+        weights.write_bytes(content)
+
+
+def test_a_large_file_is_told_by_its_samples(tmp_path, monkeypatch):
+    """Any change in a sampled block is seen; 64 blocks of 4 bytes here, in 1,000."""
+    monkeypatch.setattr(checkpoint, "WHOLE_BYTES", 100)
+    monkeypatch.setattr(checkpoint, "SAMPLE_BYTES", 4)
+    path = tmp_path / "w.bin"
+    path.write_bytes(bytes(1000))
+    before = checkpoint._sampled(path)
+    for place, seen in ((0, True), (999, True), (7, False)):
+        path.write_bytes(bytes(place) + b"\1" + bytes(999 - place))
+        assert (checkpoint._sampled(path) != before) is seen
+
+
+# --------------------------------------------------------------------------------------------------------------- time limit
+
+
+def settings(**training: Any) -> TrainingSettings:
+    return TrainingSettings(max_steps=1, **training)
+
+
+def test_the_earliest_end_counts():
+    """1000 s: stated as a number, as ISO with an offset, in the environment; minus five or the stated minutes."""
+    assert deadline(settings(), {}, now=0.0) is None
+    assert deadline(settings(stop_at=1000.0), {}, now=0.0) == 700.0
+    assert deadline(settings(stop_at="1970-01-01T01:16:40+01:00"), {}, now=0.0) == 700.0
+    assert deadline(settings(stop_at=2000.0, stop_minutes_before=1.0), {"HS_STOP_AT": "1000"}, now=0.0) == 940.0
+    assert deadline(settings(stop_at=2000.0), {"SLURM_JOB_END_TIME": "900"}, now=0.0) == 600.0
+
+
+def test_a_time_that_has_passed_or_is_none_is_refused():
+    with pytest.raises(ConfigError, match="HS_STOP_AT: found '5'; this time has passed"):
+        deadline(settings(), {"HS_STOP_AT": "5"}, now=6.0)
+    with pytest.raises(ConfigError, match=r"training.stop_at: found 'noon'; neither unix seconds nor an ISO time"):
+        settings(stop_at="noon")
+
+
+def test_the_time_limit_is_a_stop_request(monkeypatch):
+    stop = StopRequest(at=1000.0)
+    monkeypatch.setattr("time.time", lambda: 999.0)
+    assert stop.agreed() is Agreed.GO_ON
+    monkeypatch.setattr("time.time", lambda: 1000.0)
+    assert stop.agreed() is Agreed.STOP
+    assert stop.reason() == "time limit"
+
+
+def test_the_second_signal_ends_at_once_but_an_echo_doesnt(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    stop = StopRequest()
+    stop._remember(15, None)
+    assert stop.reason() == "SIGTERM"
+    now[0] += SAME_REQUEST_SECONDS
+    stop._remember(15, None)
+    now[0] += 0.1
+    with pytest.raises(SystemExit) as caught:
+        stop._remember(15, None)
+    assert caught.value.code == 143
