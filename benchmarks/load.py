@@ -24,6 +24,7 @@ from typing import Any
 import _environment  # noqa: F401 (before the heavy libraries)
 
 os.environ.update({"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"})  # read by glibc of the server
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import torch
 from _ranks import machine, run_ranks

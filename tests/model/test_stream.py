@@ -29,7 +29,6 @@ from hybrid_scale import dist
 from hybrid_scale.config import ModelSettings, RunConfig
 from hybrid_scale.errors import ModelError
 from hybrid_scale.model import stream
-from hybrid_scale.model.export import save_trained
 from hybrid_scale.model.load import load_embedder
 from hybrid_scale.train.engine import make_accelerator, make_engine, read_deepspeed_config
 from tests.ranks import run_ranks
@@ -71,9 +70,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def config_of(folder: Path, base: str, deepspeed: str | None = None, **model: Any) -> RunConfig:
-    family = base.removesuffix("-nf4")
-    settings = {"base": str(folder / base), "dtype": FAMILIES[family][2], "quantization": "nf4", "pooling": "mean", **model}
+def config_of(folder: Path, name: str, deepspeed: str | None = None, **model: Any) -> RunConfig:
+    """A run over `folder/name`, a family's checkpoint or its 4-bit form."""
+    family = name.removesuffix("-nf4")
+    settings = {"base": str(folder / name), "dtype": FAMILIES[family][2], "quantization": "nf4", "pooling": "mean", **model}
     engine = {"engine": "deepspeed", "deepspeed": deepspeed} if deepspeed else {}
     return make_config(folder, model=settings, training=engine)
 
@@ -165,11 +165,10 @@ def check_shares(held: dict[str, Any], source: Path, world: int) -> None:
 @pytest.mark.distributed
 def test_biases_in_bfloat16_are_those_of_the_stock_load(folder):
     stream.quantise(str(folder / "qwen2"), folder / "qwen2-nf4-16", "bfloat16")
-    given = {"dtype": "bfloat16", "base": str(folder / "qwen2")}
-    tree = config_of(folder, "qwen2", zero(3, folder), **given).model_dump_json()
+    tree = config_of(folder, "qwen2", zero(3, folder), dtype="bfloat16").model_dump_json()
     stock = run_ranks(on_this_rank, 2, tree, False)[0]
     for base in ("qwen2", "qwen2-nf4-16"):
-        tree = config_of(folder, "qwen2", zero(3, folder), **{**given, "base": str(folder / base)}).model_dump_json()
+        tree = config_of(folder, "qwen2", zero(3, folder), dtype="bfloat16", base=str(folder / base)).model_dump_json()
         result = run_ranks(on_this_rank, 2, tree, True)[0]
         assert torch.equal(result["embeddings"], stock["embeddings"])
         assert same(result["gradients"], stock["gradients"])
@@ -208,7 +207,7 @@ def test_a_trained_adapter_is_put_back(folder, tmp_path):
     embedder = load_embedder(config.model, config.run.seed)
     nonzero_adapter(embedder)
     expected = {name: p.detach().clone() for name, p in embedder.named_parameters() if p.requires_grad}
-    save_trained(embedder, tmp_path)
+    embedder.backbone.save_pretrained(str(tmp_path))
     for result in run_ranks(on_this_rank, 2, config.model_dump_json(), True, tmp_path):
         assert same(result["trained"], expected)
 
