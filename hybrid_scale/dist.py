@@ -53,6 +53,11 @@ def world_size() -> int:
     return c10d.get_world_size() if c10d.is_initialized() else 1
 
 
+def local_world_size() -> int:
+    """Ranks on this machine, as the launcher says; all of them without one."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
 def device() -> torch.device:
     """This rank's accelerator, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

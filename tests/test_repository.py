@@ -16,6 +16,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 DS_CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))
+SHARD_GROUP_FILLS = {"stage": 3, "zero_hpz_partition_size": 2}
+"""What `training.shard_group: 2` writes over the two "auto" of zero_auto.json."""
 CPU_AND_GPU = "cpu and gpu exclude each other"
 
 
@@ -216,8 +218,8 @@ def is_shell(path: Path) -> bool:
 # DeepSpeed configurations
 
 
-def test_there_are_three_deepspeed_configs() -> None:
-    assert [path.name for path in DS_CONFIGS] == ["zero2.json", "zero3.json", "zero3_offload.json"]
+def test_there_are_four_deepspeed_configs() -> None:
+    assert [path.name for path in DS_CONFIGS] == ["zero2.json", "zero3.json", "zero3_offload.json", "zero_auto.json"]
 
 
 @pytest.mark.parametrize("path", DS_CONFIGS, ids=lambda path: path.stem)
@@ -232,9 +234,12 @@ def test_deepspeed_config_is_complete(path: Path) -> None:
     assert "optimizer" not in config
     assert "scheduler" not in config
     zero = config["zero_optimization"]
-    assert zero["stage"] == int(path.stem[4])
-    automatic = [key for key, value in walk(config) if value == "auto"]
-    assert automatic == ["gradient_clipping"]
+    automatic = {key for key, value in walk(config) if value == "auto"}
+    if path.stem == "zero_auto":
+        assert automatic == {"gradient_clipping", *(f"zero_optimization.{key}" for key in SHARD_GROUP_FILLS)}
+    else:
+        assert zero["stage"] == int(path.stem[4])
+        assert automatic == {"gradient_clipping"}
     floats = [key for key, value in walk(config) if isinstance(value, float)]
     assert floats == [], "sizes are integers"
     if path.stem.endswith("offload"):
@@ -249,6 +254,8 @@ def test_deepspeed_knows_every_zero_key(path: Path) -> None:
     zero = json.loads(path.read_text(encoding="utf-8"))["zero_optimization"]
     known = {name for key, field in DeepSpeedZeroConfig.model_fields.items() for name in (key, field.alias)}
     assert set(zero) <= known
+    if path.stem == "zero_auto":
+        zero |= SHARD_GROUP_FILLS
     assert DeepSpeedZeroConfig(**zero).stage == zero["stage"]
 
 

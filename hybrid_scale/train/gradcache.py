@@ -66,7 +66,7 @@ class Exchanged:
 class NotFinite(RunError):
     """Embeddings of some texts are not finite; raised on all ranks alike, before any gradient is computed."""
 
-    def __init__(self, texts: Sequence[int]):
+    def __init__(self, texts: list[int]):
         super().__init__(f"embeddings of {len(texts)} texts are not finite")
         self.texts = texts
 

@@ -18,7 +18,7 @@ import torch
 
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig, dump_config
-from hybrid_scale.costs import ParameterCounts, static_bytes
+from hybrid_scale.costs import MemoryNeed, ParameterCounts, memory_need, static_bytes
 from hybrid_scale.data.records import Pairs
 from hybrid_scale.data.sampler import HybridSampler
 from hybrid_scale.data.text import TextEncoder, length_table, load_text_encoder
@@ -28,7 +28,7 @@ from hybrid_scale.model.shape import read_shape
 from hybrid_scale.runs import RunDirectory, read_json, write_json
 from hybrid_scale.train import checkpoint
 from hybrid_scale.train.checkpoint import Checkpoints
-from hybrid_scale.train.engine import Engine, PlainEngine, make_accelerator, make_engine, zero_stage
+from hybrid_scale.train.engine import Engine, PlainEngine, make_accelerator, make_engine, shard_group, zero_stage
 from hybrid_scale.train.failure import names_of
 from hybrid_scale.train.gradcache import NotFinite, forward_backward
 from hybrid_scale.train.guard import GradientGuard
@@ -37,6 +37,8 @@ from hybrid_scale.train.loss import Targets
 from hybrid_scale.train.stop import StopRequest, deadline
 from hybrid_scale.train.watch import Watch
 
+GPUS_PER_NODE = 8
+"""Assumed by `--dry-run`, which can't ask a launcher."""
 PACKAGES = ("torch", "deepspeed", "accelerate", "transformers", "peft", "bitsandbytes")
 Evaluate = Callable[[RunConfig, RunDirectory, TextEncoder, Engine, int | None], None]
 
@@ -127,7 +129,8 @@ def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopR
     if dist.rank() == 0:
         run.set_status("running", world_size=dist.world_size())
     data = open_training_data(config, dist.world_size())
-    dist.first_rank_does(lambda: say(describe_run(config, data, dist.world_size())))
+    group = dist.first_rank_does(lambda: choose_shard_group(config, data, dist.world_size(), dist.local_world_size()))
+    dist.first_rank_does(lambda: say(describe_run(config, data, dist.world_size(), group)))
     facts = checkpoint.facts_of(config, data.pairs.fingerprint)
     resumed = checkpoint.resume_point(run)
     first_step = checkpoint.check(resumed, config, facts) if resumed else 0
@@ -135,7 +138,7 @@ def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopR
     torch.manual_seed(config.run.seed + dist.rank())
     # Before Accelerate: a ZeRO-3 launch makes transformers load into shards, which trained weights can't be put into.
     embedder = load_embedder(config.model, config.run.seed, resumed / "adapter" if resumed else None)
-    accelerator = make_accelerator(config, run.path)
+    accelerator = make_accelerator(config, run.path, group)
     engine = make_engine(config, accelerator, embedder)
     if resumed:
         checkpoint.load_optimizer(resumed, engine)
@@ -193,19 +196,29 @@ def manifest(config: RunConfig, data: TrainingData) -> dict[str, Any]:
     }
 
 
-def describe_run(config: RunConfig, data: TrainingData, world: int) -> str:
+def choose_shard_group(config: RunConfig, data: TrainingData, world: int, gpus_per_node: int) -> int | None:
+    """Ranks that share one copy of the weights, where the config leaves it open; None: the DeepSpeed JSON says."""
+    shape = data.shape
+
+    def need() -> MemoryNeed:
+        return memory_need(config, count_parameters(config.model), shape.hidden, shape.intermediate, shape.layers)
+
+    return shard_group(config, need, world, gpus_per_node)
+
+
+def describe_run(config: RunConfig, data: TrainingData, world: int, group: int | None) -> str:
     """The derived numbers of a run, for a person: batches, micro-batches, parameters, bytes."""
     first = [plan_step(data, config, world, step) for step in range(min(5, config.training.max_steps))]
     counts: ParameterCounts = count_parameters(config.model)
-    stage = zero_stage(config)
-    size = static_bytes(counts, DTYPES[config.model.dtype].itemsize, world, stage)
+    stage = zero_stage(config, group, world)
+    size = static_bytes(counts, DTYPES[config.model.dtype].itemsize, world, stage, group)
     real = sum(step.plan.real_tokens for step in first)
     described = data.sampler.describe()
     lines = {
         **{key: value for key, value in described.items() if not isinstance(value, dict)},
         **{f"{name} pool": value for name, value in described["pools"].items()},  # type: ignore[attr-defined]
         "steps per epoch": described["steps per epoch of each stream"],
-        "ranks, ZeRO stage": f"{world}, {stage}",
+        "ranks, ZeRO stage, ranks that share a copy": f"{world}, {stage}, {group or (world if stage == 3 else 1)}",
         "micro-batches a rank and schedule, first steps": [f"{step.plan.rounds} {step.plan.schedule}" for step in first],
         "tokens a step (real), first steps": round(real / len(first)),
         "padding, first steps": f"{1 - real / sum(step.plan.padded_tokens for step in first):.1%}",
@@ -251,4 +264,6 @@ def replay(config: RunConfig, folder: Path) -> str:
 
 def dry_run(config: RunConfig, world: int) -> str:
     """Resolved config and derived numbers; opens the data, loads no weights."""
-    return f"{dump_config(config)}\n{describe_run(config, open_training_data(config, world), world)}"
+    data = open_training_data(config, world)
+    group = choose_shard_group(config, data, world, min(world, GPUS_PER_NODE))
+    return f"{dump_config(config)}\n{describe_run(config, data, world, group)}"
