@@ -22,6 +22,8 @@ from hybrid_scale.errors import ConfigError, RunError, describe
 from hybrid_scale.model.embedder import Embedder
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+JOINED_AT_ONCE = 2**24
+"""Elements of all ranks that are on a device at once while a checkpoint is gathered."""
 
 # DeepSpeed 0.19 calls collectives by the names that torch 2.13 calls deprecated, once a line and step.
 warnings.filterwarnings("ignore", message=".*is deprecated. Please use", category=FutureWarning, module="torch.distributed")
@@ -193,6 +195,18 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(tensor, device="cpu").copy_(tensor)
 
 
+def _joined(flat: torch.Tensor, keep: bool) -> torch.Tensor:
+    """[n] of every rank -> [W, n] in host memory of the ranks that `keep` it, [W, 0] elsewhere. Collective."""
+    world, chunk = dist.world_size(), max(1, JOINED_AT_ONCE // dist.world_size())
+    joined = torch.empty(world, len(flat) if keep else 0, dtype=flat.dtype)
+    for start in range(0, len(flat), chunk):
+        part = flat[start : start + chunk].to(dist.device())
+        rows = dist.join_rows(part[:, None], len(part)).view(world, -1)
+        if keep:
+            joined[:, start : start + chunk] = rows
+    return joined
+
+
 def _adamw(parameters: list[torch.nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         parameters,
@@ -289,6 +303,8 @@ class DeepSpeedEngine:
         return float(self.engine.get_global_grad_norm())
 
     def weights(self, keep: bool = True) -> dict[str, torch.Tensor]:
+        if self.stage == 3:
+            return self._whole(self._flat(), keep)
         from deepspeed.utils import safe_get_full_fp32_param
 
         held = {}
@@ -299,14 +315,7 @@ class DeepSpeedEngine:
         return held
 
     def moments(self, keep: bool = True) -> dict[str, torch.Tensor]:
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        held = {}
-        for key in MOMENTS:
-            for name, parameter in self.trained.items():
-                whole = safe_get_full_optimizer_state(parameter, key)
-                if keep:
-                    held[f"{key}.{name}"] = _copied(whole.detach())
+        held = {f"{key}.{name}": whole for key in MOMENTS for name, whole in self._moment(key, keep).items()}
         if not keep:
             return {}
         return {**held, "step": torch.as_tensor(self.zero.optimizer.state[self._flat()[0]]["step"]).cpu().clone()}
@@ -325,6 +334,28 @@ class DeepSpeedEngine:
                     safe_set_local_optimizer_state(parameter, self._slice(value, parameter), key)
                 else:
                     safe_set_full_optimizer_state(parameter, value, key)
+
+    def _moment(self, key: str, keep: bool) -> dict[str, torch.Tensor]:
+        if self.stage == 3:
+            return self._whole([self.zero.optimizer.state[flat][key] for flat in self._flat()], keep)
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        held = {}
+        for name, parameter in self.trained.items():
+            whole = safe_get_full_optimizer_state(parameter, key)
+            if keep:
+                held[name] = _copied(whole.detach())
+        return held
+
+    def _whole(self, flats: list[torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
+        """Trained tensors from every rank's flat shards: an exchange a chunk, where DeepSpeed's own needs one a tensor."""
+        parts = [_joined(flat.detach(), keep) for flat in flats]
+        held = {}
+        for name, parameter in self.trained.items() if keep else ():
+            group, offset, length = self.zero.grad_position[self.zero.get_param_id(parameter)]
+            whole = torch.cat([part[offset : offset + length] for part in parts[group]])
+            held[name] = whole[: parameter.ds_numel].view(parameter.ds_shape)  # type: ignore[attr-defined]
+        return held
 
     def _flat(self) -> list[torch.Tensor]:
         """DeepSpeed's flat float32 master weights on this rank."""
