@@ -461,11 +461,12 @@ class Converter:
         self._empty(parameter)
 
     def _hold(self, ours: Cut, dtype: torch.dtype, part: Callable[[int, int], torch.Tensor]) -> torch.Tensor:
+        from deepspeed.accelerator import get_accelerator
         from deepspeed.runtime.swap_tensor.partitioned_param_swapper import PartitionedParamStatus
 
-        held = torch.zeros(ours.length, dtype=dtype, device=str(self.zero.remote_device))
+        held = torch.zeros(ours.length, dtype=dtype, device=self.zero.remote_device)
         if self.zero.pin_memory:
-            held = held.pin_memory()
+            held = get_accelerator().pin_memory(held)
         held[: ours.stop - ours.start] = part(ours.start, ours.stop)
         held.ds_numel = ours.length  # type: ignore[attr-defined]
         held.status = PartitionedParamStatus.AVAILABLE  # type: ignore[attr-defined]
@@ -494,7 +495,7 @@ def load_sharded(
     model = make_skeleton(config, dtype, attention, four_bit, settings.trust_remote_code)
     written = read_manifest(settings.base, settings.revision) is not None
     foreign = hasattr(config, "quantization_config") and not written
-    reason = "it was quantised elsewhere" if foreign else why_not(model)
+    reason = "it was quantised elsewhere" if foreign else why_not(model) or _why_not_with(deepspeed)
     if reason:
         _say(f"{settings.base}: loaded whole on every rank, then shared: {reason}.")
         return None
@@ -502,6 +503,15 @@ def load_sharded(
     _fill(model, checkpoint, names, written, Converter(deepspeed))
     _fill_buffers(model, dist.device())
     return model.eval()
+
+
+def _why_not_with(deepspeed: dict[str, Any]) -> str | None:
+    zero = deepspeed["zero_optimization"]
+    if (zero.get("offload_param") or {}).get("device") == "nvme":
+        return "DeepSpeed keeps its weights on NVMe"
+    if zero.get("zero_quantized_weights") or zero.get("zero_quantized_nontrainable_weights"):
+        return "DeepSpeed quantises its weights"
+    return None
 
 
 def _open(settings: ModelSettings, model: PreTrainedModel, written: bool) -> tuple[Checkpoint, dict[str, str]]:

@@ -31,6 +31,7 @@ from hybrid_scale.errors import ModelError
 from hybrid_scale.model import stream
 from hybrid_scale.model.load import load_embedder
 from hybrid_scale.train.engine import make_accelerator, make_engine, read_deepspeed_config
+from launch import quantize
 from tests.ranks import run_ranks
 from tests.train.setup import make_config, zero
 from tests.train.test_step import gradients_of, nonzero_adapter
@@ -189,6 +190,22 @@ def test_a_group_holds_a_second_copy(folder, whole):
             for shape, part, _, second in result["held"].values():
                 assert part == math.ceil(math.prod(shape) / 4)
                 assert second[0] == 2 * part
+
+
+@pytest.mark.distributed
+def test_shares_in_host_memory(folder, whole):
+    tree = json.loads(Path(zero(3, folder)).read_text())
+    tree["zero_optimization"]["offload_param"] = {"device": "cpu", "pin_memory": True}
+    (folder / "offload.json").write_text(json.dumps(tree))
+    config = config_of(folder, "llama", str(folder / "offload.json")).model_dump_json()
+    for result in run_ranks(on_this_rank, 2, config, True):
+        assert torch.equal(result["embeddings"], whole("llama")["embeddings"])
+
+
+def test_what_deepspeed_must_do_itself():
+    for key, value in {"offload_param": {"device": "nvme"}, "zero_quantized_weights": True}.items():
+        assert stream._why_not_with({"zero_optimization": {key: value}})
+    assert stream._why_not_with({"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}) is None
 
 
 @pytest.mark.distributed
@@ -407,6 +424,17 @@ def test_sources_that_are_not_written(folder, tmp_path):
     with pytest.raises(ModelError, match="quantised already"):
         stream.quantise(str(folder / "llama-nf4"), tmp_path / "twice", "bfloat16")
     assert not (tmp_path / "twice").exists()
+
+
+def test_the_door(folder, tmp_path, monkeypatch, capsys):
+    out = str(tmp_path / "out")
+    monkeypatch.setattr("sys.argv", ["quantize.py", str(folder / "llama"), out, "--hash"])
+    assert quantize.main() == 0
+    assert same(merged(tmp_path / "out"), merged(folder / "llama-nf4"))
+    assert "in 4 bits from" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["quantize.py", str(folder / "llama"), out, "--dtype", "float32"])
+    assert quantize.main() == 2
+    assert "error: out: found" in capsys.readouterr().err
 
 
 # Layout and the parts that need no model
