@@ -18,16 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-PRELOAD = ["torch", "transformers.models.llama.modeling_llama", "peft", "accelerate", "bitsandbytes", "sentence_transformers"]
-QUIET = {
-    "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "DS_ACCELERATOR": "cpu",
-    "PYTHONWARNINGS": "ignore::FutureWarning",
-}
+PRELOAD = ["torch", "transformers.models.llama.modeling_llama", "hybrid_scale.model.load", "accelerate", "sentence_transformers"]
 
 
 def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout: float = 1800.0) -> list[Any]:
@@ -37,7 +28,6 @@ def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout: flo
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    os.environ.update(QUIET)  # read by the server when it starts
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import _environment  # noqa: F401 (before the heavy libraries)
 from _inputs import Batch, batches, copy_with_end_token, link_data, write_random_model, write_random_pairs
 from _ranks import machine, run_ranks
 from _systems import Job, Measured, measure
