@@ -61,7 +61,7 @@ class Checkpoints:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Future[float] | None = None
         self.written: list[dict[str, float]] = []
-        """Seconds of each finished write, on rank 0: `waited` by the steps (gathering, and the write before), `written`."""
+        """Seconds of each checkpoint, on rank 0: `waited` in `save` (for the write before, and to gather), `written`."""
         self._waited, self._step = 0.0, 0
 
     def save(self, step: int) -> None:
@@ -93,10 +93,7 @@ class Checkpoints:
     def _join(self) -> None:
         pending, self.pending = self.pending, None
         if pending is not None:
-            started = time.monotonic()
-            seconds = pending.result()
-            waited = self._waited + time.monotonic() - started
-            self.written.append({"step": self._step, "waited": waited, "written": seconds})
+            self.written.append({"step": self._step, "waited": self._waited, "written": pending.result()})
 
     def close(self) -> None:
         """Let a write in progress end, whatever becomes of it. Not collective."""

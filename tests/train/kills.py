@@ -182,13 +182,12 @@ class Campaign:
             }
         )
 
-    def random_event(self, kinds: list[str]) -> bool:
-        """An event of one of these kinds that is possible now; False where the run is too near its end for any."""
+    def random_event(self, kind: str) -> bool:
+        """An event of this kind, or `kill all` where it needs a checkpoint and there is none; False too near the run's end."""
         expected = self.expected()
         if expected > self.config.training.max_steps - 6:
             return False
-        possible = [kind for kind in kinds if expected or kind not in ("truncate", "flip", "full")]
-        self.event(self.chance.choice(possible))
+        self.event(kind if expected or kind not in ("truncate", "flip", "full") else "kill all")
         return True
 
     def finish(self, world: int = 2) -> Start:
