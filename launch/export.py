@@ -52,17 +52,10 @@ def open_run(chosen: argparse.Namespace) -> Trained:
         raise RunError(describe(str(run.checkpoints), chosen.step or "latest", rule, "Train the run, or choose one of them."))
     step = int(folder.name.removeprefix("step_"))
     manifest = read_json(run.manifest_file) if run.manifest_file.exists() else {}
-    return Trained(
-        config=config,
-        weights=folder / "adapter",
-        step=step,
-        texts=load_text_encoder(config),
-        base_name=chosen.base,
-        languages=languages(config),
-        fingerprint=manifest.get("data", {}).get("fingerprint"),
-        scores=read_scores(run, step, last=step == config.training.max_steps),
-        license=chosen.license,
-    )
+    texts, scores = load_text_encoder(config), read_scores(run, step, last=step == config.training.max_steps)
+    fingerprint = manifest.get("data", {}).get("fingerprint")
+    weights, spoken = folder / "adapter", languages(config)
+    return Trained(config, weights, step, texts, chosen.base, spoken, fingerprint, scores, chosen.license)
 
 
 def read_scores(run: RunDirectory, step: int, last: bool) -> tuple[dict[str, Any], ...]:

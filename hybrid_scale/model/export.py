@@ -36,7 +36,7 @@ PEFT_PREFIX = "base_model.model."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHARD_BYTES = 1_000_000_000
 SWITCHABLE = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose `is_causal: false` in config.json was seen to give our bidirectional vectors in sentence-transformers."""
+"""Model types whose `is_causal: false` in config.json is tested to give our bidirectional vectors in transformers 5.23."""
 POOLINGS = {"last": "lasttoken", "mean": "mean_tokens", "weighted_mean": "weightedmean_tokens"}
 """Our poolings -> the keys `pooling_mode_...` that every release of sentence-transformers reads."""
 PROBES = ("", "a", "Où est la gare ?", "東京は日本の首都です。", "मौसम कैसा है", " two  spaces\n", "0123456789 " * 2000)
@@ -219,6 +219,9 @@ def _write_merged(trained: Trained, folder: Path, merging: Merging) -> None:
         if getattr(config, key, None) is None:
             continue
         raise ModelError(describe("model.base", settings.base, rule, "Use --format adapter."))
+    if settings.attention == "bidirectional":
+        _check_switchable(trained, config)
+        config.is_causal = False
     skeleton = _skeleton(config)
     _write_weights(merged_weights(trained, skeleton, merging.into), folder, DTYPES[merging.dtype], merging.shard_bytes)
     config.architectures = [type(skeleton).__name__]
@@ -229,18 +232,11 @@ def _write_merged(trained: Trained, folder: Path, merging: Merging) -> None:
 
 def _write_sentence_transformers(trained: Trained, folder: Path, merging: Merging) -> None:
     """A merged folder with the modules Transformer, Pooling, Normalize. Queries are cut at their own limit by `encode_query`."""
-    bidirectional = trained.config.model.attention == "bidirectional"
-    if bidirectional:
-        _check_switchable(trained)
     _write_merged(trained, folder, merging)
     limits, prompts = trained.texts.max_tokens, trained.texts.prompts
     transformer: dict[str, Any] = {"max_seq_length": limits["passage"], "do_lower_case": False}
     if limits["query"] != limits["passage"]:
         transformer |= {"query_length": limits["query"], "document_length": limits["passage"]}
-    if bidirectional:
-        # Eager: with sdpa transformers 5.23 falls back to causal attention for a batch without padding.
-        transformer["model_kwargs"] = {"attn_implementation": "eager"}
-        _update_json(folder / "config.json", {"is_causal": False})
     width = AutoConfig.from_pretrained(folder).get_text_config().hidden_size
     modes = {f"pooling_mode_{key}": key == POOLINGS[trained.config.model.pooling] for key in ("cls_token", *POOLINGS.values())}
     kinds = ("Transformer", "Pooling", "Normalize")
@@ -262,18 +258,17 @@ def _write_sentence_transformers(trained: Trained, folder: Path, merging: Mergin
     _write_json(folder / "config_sentence_transformers.json", facts)
 
 
-def _check_switchable(trained: Trained) -> None:
-    settings = trained.config.model
-    config = AutoConfig.from_pretrained(settings.base, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
+def _check_switchable(trained: Trained, config: PretrainedConfig) -> None:
+    """Raises ModelError where `is_causal: false` wouldn't give the attention of the run."""
     longest, window = max(trained.texts.max_tokens.values()), getattr(config, "sliding_window", None)
     if config.model_type not in SWITCHABLE:
-        rule = f"sentence-transformers can't run '{config.model_type}' without its causal mask"
+        rule = f"a config.json can't take the causal mask from '{config.model_type}'"
     elif window is not None and longest > window // 2:
-        rule = f"sentence-transformers would keep to a window of {window} tokens, the run didn't"
+        rule = f"transformers would keep to a window of {window} tokens, the run didn't"
     else:
         return
     remedy = "Use --format adapter and hybrid_scale."
-    raise ModelError(describe("model.attention", settings.attention, rule, remedy))
+    raise ModelError(describe("model.attention", "bidirectional", rule, remedy))
 
 
 def _skeleton(config: PretrainedConfig) -> Any:
@@ -550,10 +545,8 @@ def _introduction(trained: Trained, format: Format, merging: Merging) -> str:
         lines.append(_merge_note(settings, merging))
     if format == "sentence-transformers":
         lines.append(_limit_note(trained.texts.max_tokens))
-    if format == "merged" and settings.attention == "bidirectional":
-        lines.append(
-            "Trained with bidirectional attention: the model's own causal mask must be replaced by one that hides padding."
-        )
+    if format != "adapter" and settings.attention == "bidirectional":
+        lines.append("Attention is bidirectional: `is_causal: false` in config.json. Tested with transformers 5.23.")
     return "\n\n".join(lines)
 
 
