@@ -198,8 +198,13 @@ def prune(run: RunDirectory, keep: int) -> None:
 def best(run: RunDirectory) -> Path | None:
     """The folder that `checkpoints/best` names, if it is there."""
     pointer = run.checkpoints / "best"
-    folder = run.checkpoints / read_json(pointer)["folder"] if pointer.is_file() else None
-    return folder if folder is not None and (folder / COMPLETE).is_file() else None
+    if not pointer.is_file():
+        return None
+    try:
+        folder = run.checkpoints / read_json(pointer)["folder"]
+    except (KeyError, TypeError):
+        raise RunError(describe(str(pointer), pointer.read_text(), "it names no folder", "Remove or mend it.")) from None
+    return folder if (folder / COMPLETE).is_file() else None
 
 
 def _judge(run: RunDirectory, criterion: str, step: int, evaluated: int | None) -> None:
@@ -264,11 +269,18 @@ def _newest_first(run: RunDirectory) -> list[Path]:
 
 
 def resume_point(run: RunDirectory) -> Path | None:
-    """`latest`, for a run that goes on: newer folders, all damaged, are set aside so that they count for nothing. Collective."""
+    """`latest`, for a run that goes on: newer folders, all damaged, are set aside so that they count for nothing. Collective.
+
+    Raises RunError where there are checkpoints and none is whole: only a person may throw a run away.
+    """
 
     def find() -> Path | None:
-        found = _latest(run)
-        for folder in _newest_first(run):
+        found, folders = _latest(run), _newest_first(run)
+        if found is None and folders:
+            reasons = "; ".join(f"{folder.name}: {damage(folder)}" for folder in folders)
+            remedy = "Restore a copy, or remove that folder to start from the beginning."
+            raise RunError(describe(str(run.checkpoints), len(folders), f"no checkpoint there is whole ({reasons})", remedy))
+        for folder in folders:
             if folder == found:
                 break
             aside = folder.with_name(f".{folder.name}.damaged")

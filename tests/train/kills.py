@@ -275,8 +275,10 @@ class Campaign:
         return sum(-(-path.stat().st_size // 4096) * 4096 for path in [folder, *folder.rglob("*")] if path.is_file())
 
     def _damage(self, start: Start, step: int, truncate: bool) -> None:
-        """Everything dies, and a file of the newest checkpoint is not what it was."""
+        """Everything dies, and a file of the newest checkpoint is not what it was; there must be one before it."""
         self._kill_all(start, step)
+        if len(self.folders()) < 2:
+            return
         newest = self.folders()[-1]
         path = self.chance.choice(sorted(path for path in newest.rglob("*") if path.is_file()))
         content = bytearray(path.read_bytes())

@@ -114,6 +114,17 @@ def test_a_run_that_goes_on_sets_damaged_folders_aside(tmp_path):
     assert names(checkpoints.run) == ["step_00000004"]
 
 
+def test_a_run_of_which_nothing_is_whole_is_not_begun_anew(tmp_path):
+    checkpoints = checkpoints_of(tmp_path)
+    save(checkpoints, 2, 4)
+    for folder in checkpoint.complete(checkpoints.run):
+        (folder / "trainer.json").unlink()
+    reasons = r"\(step_00000004: trainer.json is missing; step_00000002: trainer.json is missing\)"
+    with pytest.raises(RunError, match=rf"checkpoints: found 2; no checkpoint there is whole {reasons}"):
+        checkpoint.resume_point(checkpoints.run)
+    assert names(checkpoints.run) == ["step_00000002", "step_00000004"]
+
+
 # ----------------------------------------------------------------------------------------------------------------- writing
 
 
@@ -201,6 +212,15 @@ def test_a_smaller_rank_distance_is_better(tmp_path):
         evaluated(checkpoints.run, step, rank_distance=value)
         checkpoints.judge(step, step)
     assert read_json(checkpoints.run.checkpoints / "best")["step"] == 4
+
+
+def test_a_broken_pointer_stops_before_anything_is_pruned(tmp_path):
+    checkpoints = checkpoints_of(tmp_path, keep_checkpoints=1)
+    save(checkpoints, 2)
+    (checkpoints.run.checkpoints / "best").write_text("[]")
+    with pytest.raises(RunError, match=r"best: found '\[\]'; it names no folder"):
+        save(checkpoints, 4)
+    assert names(checkpoints.run) == ["best", "step_00000002", "step_00000004"]
 
 
 def test_an_unknown_criterion_is_refused_with_what_there_is(tmp_path):
