@@ -28,7 +28,15 @@ from hybrid_scale.model.shape import read_shape
 from hybrid_scale.runs import RunDirectory, read_json, write_json
 from hybrid_scale.train import checkpoint
 from hybrid_scale.train.checkpoint import Checkpoints
-from hybrid_scale.train.engine import Engine, PlainEngine, make_accelerator, make_engine, shard_group, zero_stage
+from hybrid_scale.train.engine import (
+    Engine,
+    PlainEngine,
+    make_accelerator,
+    make_engine,
+    read_deepspeed_config,
+    shard_group,
+    zero_stage,
+)
 from hybrid_scale.train.failure import names_of
 from hybrid_scale.train.gradcache import NotFinite, forward_backward
 from hybrid_scale.train.guard import GradientGuard
@@ -137,7 +145,9 @@ def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopR
     dist.first_rank_does(lambda: run.adopt(config))
     torch.manual_seed(config.run.seed + dist.rank())
     # Before Accelerate: a ZeRO-3 launch makes transformers load into shards, which trained weights can't be put into.
-    embedder = load_embedder(config.model, config.run.seed, resumed / "adapter" if resumed else None)
+    sharded = zero_stage(config, group) == 3 and dist.world_size() > 1
+    shards = read_deepspeed_config(config, group) if sharded else None
+    embedder = load_embedder(config.model, config.run.seed, resumed / "adapter" if resumed else None, shards)
     accelerator = make_accelerator(config, run.path, group)
     engine = make_engine(config, accelerator, embedder)
     if resumed:
