@@ -39,7 +39,7 @@ KINDS = ("kill one", "kill all", "terminate", "full", "truncate", "flip", "freez
 WORLDS = (1, 4, 2)
 
 
-def config_of(folder: Path, place: Path, dropout: float, timeout: float = 30.0) -> RunConfig:
+def config_of(folder: Path, place: Path, dropout: float, timeout: float = 20.0) -> RunConfig:
     training = {
         **{"engine": "deepspeed", "deepspeed": zero(3, folder), "max_steps": STEPS, "max_tokens_per_micro_batch": 512},
         **{"save_every_steps": 2, "keep_checkpoints": 3, "rank_timeout_seconds": timeout},

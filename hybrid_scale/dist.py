@@ -206,7 +206,8 @@ class StoreGone(RunError):
 class Notes:
     """A short text of each rank for all others, outside of any collective: through a connection of its own to their store.
 
-    For threads beside the training: nothing waits for another rank. Raises StoreGone.
+    For one thread beside the training: nothing waits for another rank, but a store whose process is suspended answers never.
+    Raises StoreGone where that process has ended.
     """
 
     def __init__(self) -> None:
@@ -214,7 +215,6 @@ class Notes:
         while isinstance(store, c10d.PrefixStore):
             store = store.underlying_store
         self.store: Any = store.clone()  # type: ignore[attr-defined]
-        self.store.set_timeout(datetime.timedelta(seconds=30.0))
 
     def put(self, text: str) -> None:
         """Set this rank's note."""

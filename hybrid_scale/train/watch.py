@@ -1,9 +1,10 @@
 """Heartbeats: a rank that dies, hangs or fails is named by the others, which end within a bounded time.
 
-A thread of each rank notes where the rank stands and reads the notes of all. Knows no collective: it must work while one hangs.
-Time is counted in own ticks, so that a process that was itself suspended accuses nobody.
+A thread of each rank notes where the rank stands and reads the notes of all; another one judges them, so that it works while a
+collective or the store hangs. Time is counted in own ticks: a process that was itself suspended accuses nobody.
 """
 
+import itertools
 import json
 import os
 import socket
@@ -50,13 +51,17 @@ class Watch:
         self.still = [0] * dist.world_size()
         """Ticks since a rank's step or phase changed."""
         self.storeless = 0
-        self._beat, self._lock, self._stopped = 0, threading.Lock(), threading.Event()
+        """Ticks since the store answered."""
+        self.refused = False
+        """Whether the store's process has ended, not only fallen silent."""
+        self._fetched: list[dict[str, Any]] | None = None
+        self._stopped = threading.Event()
 
     def start(self) -> None:
         if dist.world_size() > 1:
             self.notes = dist.Notes()
-            self._put()
-            threading.Thread(target=self._run, name="watch", daemon=True).start()
+            for work in (self._exchange, self._judge):
+                threading.Thread(target=work, name="watch", daemon=True).start()
 
     def stop(self) -> None:
         self._stopped.set()
@@ -76,48 +81,49 @@ class Watch:
                     return RankLost(lost)
                 time.sleep(self.interval)
         self.failure = f"{type(error).__name__}: {error}"
-        self._put()
+        time.sleep(2 * self.interval)  # the thread tells the others
         return None
 
     def writes(self) -> bool:
         """Whether this is the lowest rank that still lives and didn't fail, or can't tell."""
         lower = range(dist.rank())
-        return self.storeless > 0 or all(self.silent[r] >= DEAD_TICKS or self.known[r].get("failure") for r in lower)
+        return self.storeless >= DEAD_TICKS or all(self.silent[r] >= DEAD_TICKS or self.known[r].get("failure") for r in lower)
 
-    def _put(self) -> None:
-        with self._lock:
-            self._beat += 1
-            note = {"beat": self._beat, "step": self.step, "phase": self.phase, "failure": self.failure[:1000]}
+    def _exchange(self) -> None:
+        """Write the own note and read all, once a tick. A suspended store makes this wait, a closed one is tried again."""
+        assert self.notes is not None
+        host = socket.gethostname()
+        for beat in itertools.count():
+            note = {"beat": beat, "step": self.step, "phase": self.phase, "failure": self.failure[:1000], "host": host}
             try:
-                assert self.notes is not None
-                self.notes.put(json.dumps({**note, "host": socket.gethostname()}))
+                self.notes.put(json.dumps(note))
+                self._fetched, self.refused = [json.loads(text or "{}") for text in self.notes.read()], False
             except dist.StoreGone:
+                self.refused = True
+            if self._stopped.wait(self.interval):
                 return
 
-    def _run(self) -> None:
+    def _judge(self) -> None:
         most = max(DEAD_TICKS, round(self.timeout / self.interval))
         while not self._stopped.wait(self.interval):
-            self._put()
-            self._look()
-            lost = self._lost(dead=most, failed=FAILED_TICKS, storeless=FAILED_TICKS) or self._stuck(most)
+            self._count()
+            lost = self._lost(dead=most, failed=FAILED_TICKS, storeless=FAILED_TICKS if self.refused else most) or self._stuck(
+                most
+            )
             if lost and not self._stopped.is_set():
                 self._end(lost)
 
-    def _look(self) -> None:
-        """Read all notes and count for how many ticks each has said the same."""
-        assert self.notes is not None
-        try:
-            notes = [json.loads(text or "{}") for text in self.notes.read()]
-        except dist.StoreGone:
+    def _count(self) -> None:
+        """For how many ticks each rank has said the same. A tick without news from the store counts for the store alone."""
+        notes, self._fetched = self._fetched, None
+        if notes is None:
             self.storeless += 1
             return
         self.storeless = 0
         for rank, (before, now) in enumerate(zip(self.known, notes, strict=True)):
-            same = all(before.get(key) == now.get(key) for key in ("step", "phase"))
+            same = all(before.get(key) == now.get(key) for key in ("step", "phase", "failure"))
             self.silent[rank] = self.silent[rank] + 1 if before == now else 0
             self.still[rank] = self.still[rank] + 1 if same else 0
-            if now.get("failure"):
-                self.still[rank] = self.silent[rank] = 0 if before != now and not before.get("failure") else self.still[rank]
         self.known = notes
 
     def _lost(self, dead: int, failed: int, storeless: int) -> str | None:
@@ -133,7 +139,8 @@ class Watch:
                     f"{self._name(rank)} has not been heard of for {seconds:.0f} s, last step {self.known[rank].get('step', 0)}"
                 )
         if self.storeless >= storeless:
-            return f"{self._name(0)} or the store that it keeps is gone, last step {self.known[0].get('step', 0)}"
+            seconds, step = self.storeless * self.interval, self.known[0].get("step", 0)
+            return f"{self._name(0)} or the store that it keeps has not been heard of for {seconds:.0f} s, last step {step}"
         return None
 
     def _stuck(self, most: int) -> str | None:
@@ -141,7 +148,9 @@ class Watch:
         places = [(note.get("step", 0), PHASES.index(note.get("phase", "loading"))) for note in self.known]
         behind = [rank for rank, place in enumerate(places) if place == min(places)]
         phase = PHASES[min(places)[1]]
-        if phase in UNLIMITED or min(self.still[rank] for rank in behind) < most:
+        # One that is behind itself leaves it to the others, if there are any, to say so first.
+        needed = most + (DEAD_TICKS if dist.rank() in behind else 0)
+        if phase in UNLIMITED or min(self.still[rank] for rank in behind) < needed:
             return None
         names = ", ".join(self._name(rank) for rank in behind)
         return (

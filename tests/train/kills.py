@@ -215,7 +215,7 @@ class Campaign:
             if rank != victim:
                 said = start.logs[rank].read_text()
                 assert code == EXITS["lost"], f"rank {rank} ended with {code}\n{start.output()}"
-                assert re.search(rf"rank {victim} (\(host \S+\)|or the store)", said), start.output()
+                assert re.search(rf"rank {victim} \(host \S+\) .*has not been heard of", said), start.output()
         status = self.run.status()
         assert status["status"] == "failed", status
         assert f"rank {victim} " in status["reason"], status
