@@ -157,17 +157,19 @@ class Campaign:
         faults: dict[str, Fault] = {
             "kill one": lambda s: self._kill_one(s, step),
             "kill all": lambda s: self._kill_all(s, step),
+            "kill in a write": lambda s: self._kill_in_a_write(s, step),
             "terminate": lambda s: self._terminate(s, step),
             "freeze": lambda s: self._freeze(s, step),
             "full": self._full,
             "truncate": lambda s: self._damage(s, step, truncate=True),
             "flip": lambda s: self._damage(s, step, truncate=False),
         }
-        faults[kind](start)
-        # A start that was killed before it had loaded anything resumed from nothing; the faults above wait for a step.
-        assert start.resumed_after() == expected, (
-            f"{kind}: went on from {start.resumed_after()}, not {expected}\n{start.output()}"
-        )
+        try:
+            faults[kind](start)
+        finally:
+            start.kill(list(range(world)))
+        went_on = start.resumed_after()
+        assert went_on == expected, f"{kind}: went on from {went_on}, not {expected}\n{start.output()}"
         for name in warned:
             assert re.search(rf"{name} is no checkpoint: \S+", start.logs[0].read_text()), start.output()
         self.events.append(
@@ -213,9 +215,8 @@ class Campaign:
         codes = start.codes()
         for rank, code in enumerate(codes):
             if rank != victim:
-                said = start.logs[rank].read_text()
                 assert code == EXITS["lost"], f"rank {rank} ended with {code}\n{start.output()}"
-                assert re.search(rf"rank {victim} \(host \S+\) .*has not been heard of", said), start.output()
+                self._names(start, rank, victim)
         status = self.run.status()
         assert status["status"] == "failed", status
         assert f"rank {victim} " in status["reason"], status
@@ -223,6 +224,15 @@ class Campaign:
     def _kill_all(self, start: Start, step: int) -> None:
         start.wait_for_step(step)
         self._forget_replaced()
+        start.kill(list(range(start.world)))
+        assert start.codes() == [-signal.SIGKILL] * start.world
+
+    def _kill_in_a_write(self, start: Start, step: int) -> None:
+        """Everything dies as soon as a checkpoint is seen half written."""
+        start.wait_for_step(step)
+        self._forget_replaced()
+        while not list(self.run.checkpoints.glob(".step_*.part")) and start.processes[0].is_alive():
+            time.sleep(0.0003)
         start.kill(list(range(start.world)))
         assert start.codes() == [-signal.SIGKILL] * start.world
 
@@ -243,11 +253,14 @@ class Campaign:
         for rank, process in enumerate(start.processes):
             if rank != victim:
                 process.join(max(0.0, start.end - time.monotonic()))
-                assert process.exitcode == EXITS["lost"], start.output()
-                assert re.search(rf"rank {victim} \(host \S+\) has not been heard of", start.logs[rank].read_text()), (
-                    start.output()
-                )
+                assert process.exitcode == EXITS["lost"], f"rank {rank} ended with {process.exitcode}\n{start.output()}"
+                self._names(start, rank, victim)
         start.kill([victim])
+
+    @staticmethod
+    def _names(start: Start, rank: int, victim: int) -> None:
+        said = start.logs[rank].read_text()
+        assert re.search(rf"rank {victim} \(host \S+\) .*has not been heard of", said), start.output()
 
     def _full(self, start: Start) -> None:
         codes = start.codes()

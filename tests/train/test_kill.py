@@ -54,7 +54,7 @@ def whole(folder: Path) -> RunDirectory:
 def test_kills_and_damage_change_nothing(folder, tmp_path, whole):
     """One event of each kind on two ranks; then every loss of every start and the adapter are those of the undisturbed run."""
     campaign = Campaign(config_of(folder, tmp_path / "run"), random.Random(2))
-    for kind in ("terminate", "flip", "kill one", "full", "kill all", "truncate"):
+    for kind in ("terminate", "flip", "kill one", "full", "kill in a write", "truncate"):
         campaign.event(kind)
     campaign.finish()
     assert losses(campaign.run) == losses(whole)
