@@ -3,11 +3,11 @@
     python benchmarks/kill.py [--events 50] [--worlds 4] [--seed 0] [--json benchmarks/results/kill.json]
 
 A tiny random decoder in NF4 with LoRA (dropout on) under ZeRO-3 on two CPU processes, a checkpoint every second step. Events in
-random order: SIGKILL of one rank, of all, of all while a checkpoint is being written, SIGTERM, SIGSTOP, a full disk, a file of the
-newest checkpoint truncated or with one bit flipped. Each run suffers several and is then finished; every loss of every start and
-the adapter must be bit for bit those of the undisturbed run. A second campaign changes the number of ranks at each restart; losses
-must agree to 5e-5. A last part measures what checkpoints cost the steps. The full disk is a tmpfs where mounting is permitted, else
-a limit on file sizes.
+random order: SIGKILL of one rank, of all, of all while a checkpoint is being written, SIGTERM, SIGSTOP, a full disk, a file of
+the newest checkpoint truncated or with one bit flipped. Each run suffers several and is then finished; every loss of every start
+and the adapter must be bit for bit those of the undisturbed run. A second campaign changes the number of ranks at each restart;
+losses must agree to 5e-5. A last part measures what checkpoints cost the steps. The full disk is a tmpfs where mounting is
+permitted, else a limit on file sizes.
 """
 
 import argparse
