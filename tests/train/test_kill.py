@@ -107,13 +107,14 @@ def watched(how: str, folder: str) -> None:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("stop 0", r"True RankLost: rank 0 \(host \S+\) or the store that it keeps has not been heard of for \d+ s, last step 7"),
-        ("stop 1", r"True RankLost: rank 1 \(host \S+\) has not been heard of for [34] s, last step 7"),
-        ("hang", r"True RankLost: rank 1 \(host \S+\): step 7 has been in its phase 'data' for \d s"),
+        ("stop 0", r"True RankLost: rank 0 \(host \S+\)(: step 7| or the store that it keeps has not been heard of for \d+ s)"),
+        ("stop 1", r"True RankLost: rank 1 \(host \S+\)(: step 7 has been in its phase 'data'| has not been heard of for \d+ s)"),
+        ("hang", r"True RankLost: rank 1 \(host \S+\): step 7 has been in its phase 'data' for \d+ s"),
         ("fail", r"True RankLost: rank 1 \(host \S+\) failed: ValueError: its own error"),
     ],
 )
 def test_a_rank_that_stands_still_is_named(tmp_path, how, said):
+    """A suspended rank is silent and stays in its phase: which of the two is noticed first is a matter of the moment."""
     with pytest.raises(RanksFailed, match="exit code 4"):
         run_ranks(watched, 2, how, str(tmp_path), timeout=50)
     assert re.match(said, (tmp_path / ("rank1" if how == "stop 0" else "rank0")).read_text())

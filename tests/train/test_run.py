@@ -65,11 +65,11 @@ def run_config(folder: Path, place: Path, **sections: dict[str, Any]) -> RunConf
     return make_config(folder, **{"run": {"directory": str(place)}, "training": training, **sections})
 
 
-PRECISIONS: dict[str, tuple[dict[str, Any], float, float]] = {
-    "float32": ({}, 1e-5, 1e-5),
-    "nf4-bfloat16": ({"quantization": "nf4", "dtype": "bfloat16"}, 0.1, 0.02),
+PRECISIONS: dict[str, tuple[dict[str, Any], int, float, float]] = {
+    "float32": ({}, 50, 1e-5, 1e-5),
+    "nf4-bfloat16": ({"quantization": "nf4", "dtype": "bfloat16"}, 20, 0.1, 0.02),
 }
-"""Model settings, and how far losses and adapter weights may be apart after 50 steps. Seen: 4e-7 and 5e-8; .018 and .003."""
+"""Model settings, steps, and how far losses and adapter weights may be apart. Seen after 50: 4e-7 and 5e-8; .018 and .003."""
 
 WAYS: list[tuple[int, int, dict[str, Any]]] = [
     (1, 0, {"max_tokens_per_micro_batch": 100_000}),
@@ -81,11 +81,11 @@ WAYS: list[tuple[int, int, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_one_curve_on_any_number_of_ranks(folder, tmp_path, precision):
-    """Fifty AdamW steps on 1, 2 and 4 ranks, other micro-batches, schedules and ZeRO stages each time: one curve."""
-    model, loss_tolerance, weight_tolerance = PRECISIONS[precision]
+    """Many AdamW steps on 1, 2 and 4 ranks, other micro-batches, schedules and ZeRO stages each time: one curve."""
+    model, steps, loss_tolerance, weight_tolerance = PRECISIONS[precision]
     configs = []
     for world, stage, cut in WAYS:
-        training = {"max_steps": 50, **cut}
+        training = {"max_steps": steps, **cut}
         if stage:
             training |= {"engine": "deepspeed", "deepspeed": zero(stage, tmp_path)}
         config = run_config(folder, tmp_path / f"w{world}", training=training, model={**model, "gradient_checkpointing": False})
@@ -98,7 +98,7 @@ def test_one_curve_on_any_number_of_ranks(folder, tmp_path, precision):
         assert losses(config) == pytest.approx(losses(configs[0]), abs=loss_tolerance)
         for name, weight in adapter(config).items():
             np.testing.assert_allclose(weight, adapter(configs[0])[name], atol=weight_tolerance)
-    assert np.mean(losses(configs[0])[-5:]) < 0.8 * np.mean(losses(configs[0])[:5])
+    assert np.mean(losses(configs[0])[-5:]) < (0.8 if steps == 50 else 0.95) * np.mean(losses(configs[0])[:5])
 
 
 @pytest.mark.parametrize("engine", ["plain", "zero3-nf4", "zero3-full", "zero2"])
