@@ -179,6 +179,7 @@ class Campaign:
                 "resumed_after": expected,
                 "step": step,
                 "codes": start.codes(),
+                "damaged": sorted(self.damaged),
                 "torn_writes": len(list(self.run.checkpoints.glob(".step_*.part"))),
                 "seconds": round(time.monotonic() - began, 1),
             }
