@@ -12,7 +12,7 @@ import re
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import distributions
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -89,18 +89,17 @@ def _collect(pipes: list[Connection], timeout: float) -> list[Any]:
 # ------------------------------------------------------------------------------------------------------------- measuring
 
 
-@contextlib.contextmanager
-def return_freed_memory() -> Iterator[None]:
-    """Within: glibc gives freed blocks above 256 KiB back at once, so that resident memory is memory in use.
+def give_back_freed_memory() -> None:
+    """From now on glibc gives freed blocks above 256 KiB back at once, so that resident memory is memory in use.
 
-    That costs a page fault per 4 KiB allocated (it doubles the CPU-seconds of a step), so nothing is timed within. Afterwards
-    the thresholds are those that glibc's own rule arrives at (at most 32 MiB mapped, 64 MiB kept).
+    That costs a page fault per 4 KiB allocated and can double the CPU-seconds of a step: not while anything is timed.
     """
     _malloc_thresholds(1 << 18, 1 << 18)
-    try:
-        yield
-    finally:
-        _malloc_thresholds(1 << 25, 1 << 26)
+
+
+def keep_freed_memory() -> None:
+    """From now on glibc's thresholds are the largest that its own rule arrives at: blocks from 32 MiB mapped, 64 MiB kept."""
+    _malloc_thresholds(1 << 25, 1 << 26)
 
 
 def _malloc_thresholds(mapped: int, kept: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as c10d
 from _inputs import Batch
-from _ranks import peak_mib, reset_peak, resident_mib, return_freed_memory
+from _ranks import give_back_freed_memory, keep_freed_memory, peak_mib, reset_peak, resident_mib
 from torch import nn
 
 from hybrid_scale import dist
@@ -33,6 +33,8 @@ class Job:
     config: RunConfig
     batches: Sequence[Batch]
     timed: int
+    memory: bool = True
+    """Whether the first step is measured for memory, at twice its time."""
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -50,8 +52,8 @@ class Measured:
     """Of the timed steps: `gradient` and `plain` (forward without autograd) executed, `real` in this rank's equal share."""
     model_mib: float = 0.0
     """Resident when model and optimizer stand."""
-    training_mib: float = 0.0
-    """Most that the first step needs on top, every freed block returned to the system at once."""
+    training_mib: float | None = None
+    """Most that the first step needs on top, every freed block returned to the system at once. None: not measured."""
     resident_mib: float = 0.0
     """Most that is resident on top in the timed steps, with what the allocator holds back."""
 
@@ -69,17 +71,20 @@ class System(Protocol):
 
 
 def measure(job: Job) -> Measured:
-    """The first step warms up and is measured for memory, the others for time. Collective."""
+    """The first step warms up and may be measured for memory, the others are for time. Collective."""
     dist.start()
     system = MAKERS[job.system](job)
     tokens = count_tokens(system.backbone)
     gc.collect()
     base = resident_mib()
     result = Measured(model_mib=base, tokens=tokens)
-    with return_freed_memory():
-        reset_peak()
-        result.losses.append(system.step(0)[0])
+    reset_peak()
+    if job.memory:
+        give_back_freed_memory()
+    result.losses.append(system.step(0)[0])
+    if job.memory:
         result.training_mib = peak_mib() - base
+    keep_freed_memory()
     tokens.update(dict.fromkeys(tokens, 0))
     reset_peak()
     for number in range(1, job.timed + 1):

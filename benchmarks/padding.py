@@ -208,8 +208,10 @@ def main() -> None:
         verdict = "met   " if goal["met"] else "MISSED"
         print(f"  {verdict}  {goal['what']}: {goal['value']:.4f}, goal >= {goal['limit']}")
     given.json.parent.mkdir(parents=True, exist_ok=True)
-    tree = {"machine": machine(), "budget": given.budget, "cut": CUT, "efficiency": results, "goals": met}
-    given.json.write_text(json.dumps(tree, indent=1) + "\n")
+    kept = json.loads(given.json.read_text()) if given.json.is_file() else {}
+    facts = {"machine": machine(), "budget": given.budget, "cut": CUT}
+    measured = {name: {**facts, "efficiency": by_setting} for name, by_setting in results.items()}
+    given.json.write_text(json.dumps({**kept, **measured}, indent=1) + "\n")
     print(given.json)
 
 
