@@ -14,10 +14,13 @@ import argparse
 import collections
 import json
 import random
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the campaign is shared with tests/train/test_kill.py
 
 import _environment  # noqa: F401
 import numpy as np
