@@ -27,7 +27,8 @@ NO_PART_IN_THE_SCIENCE = {
     *("training.engine", "training.deepspeed", "training.passes", "training.max_tokens_per_micro_batch"),
     *("training.max_tokens_per_embedding_batch", "training.max_kept_tokens", "training.offload_activations"),
     *("training.shard_group", "training.gpu_memory_gib", "training.log_every_steps", "training.save_every_steps"),
-    *("training.keep_checkpoints", "training.evaluate_every_steps", "training.trackers"),
+    *("training.keep_checkpoints", "training.evaluate_every_steps", "training.trackers", "training.keep_best"),
+    *("training.stop_at", "training.stop_minutes_before", "training.rank_timeout_seconds"),
     *("evaluation.top_k", "evaluation.store_embeddings"),
 }
 """What defines an arm, or changes cost and bookkeeping only. Runs that differ in nothing else may be compared by arm."""
