@@ -1,6 +1,6 @@
 """One training step of each system on this rank, all from the same weights and the same rows.
 
-peers    sentence-transformers' own losses and model under DDP, driven by a plain loop (their Trainer does the same and more)
+peers    sentence-transformers' own losses and model under DDP, driven by a plain loop (their Trainer took 2 to 7 % more)
 bounds   transformers + peft, sorted padded micro-batches, one all-reduce: what a step costs without any framework
 ours     the way of train/loop.py: plan_step, build_share, forward_backward, engine.step
 """
