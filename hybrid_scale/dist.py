@@ -199,6 +199,26 @@ def together(action: Any) -> Any:
     return result
 
 
+class Tally:
+    """A whole number that all ranks add to, outside of any collective: who takes which piece of work, how much is done.
+
+    Made by all ranks in the same order (each gets its own number), and gone with the process group.
+    """
+
+    made = 0
+
+    def __init__(self) -> None:
+        Tally.made += 1
+        self.key, self.alone = f"tally/{Tally.made}", 0
+
+    def add(self, amount: int) -> int:
+        """The number after `amount` was added to it."""
+        if not c10d.is_initialized():
+            self.alone += amount
+            return self.alone
+        return int(c10d.distributed_c10d._get_default_store().add(self.key, amount))
+
+
 class StoreGone(RunError):
     """The store through which the ranks met doesn't answer: the process that keeps it, mostly rank 0's, has ended."""
 
