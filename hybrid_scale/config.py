@@ -259,6 +259,11 @@ def unix_time(key: str, value: float | str) -> float:
 
 class EvaluationSettings(Section):
     top_k: Annotated[int, Field(ge=10)] = 100
+    embedding_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Type in which passages are stored and searched. Queries stay float32."""
+    shard_memory_gib: PositiveFloat = 4.0
+    """A rank's share of a stored corpus is held in memory up to this size; a larger one is read from disk in blocks that,
+    with their float32 copies, stay below half of it."""
     before_training: bool = False
     """Also score the untrained model, as step 0."""
 
