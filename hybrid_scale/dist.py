@@ -199,6 +199,29 @@ def together(action: Any) -> Any:
     return result
 
 
+class SideGroup:
+    """All ranks over connections of their own (gloo, host memory), for one thread beside the training. Collective to make.
+
+    Collectives of a group must be called in one order on every rank, and those of two groups on one GPU may wait for each
+    other for good. Neither can happen here, over NCCL or gloo: the group shares no socket, queue or GPU with the training, and
+    its one thread has one exchange outstanding. A rank that dies is an error at once, one that hangs after `timeout_seconds`.
+    On several nodes gloo finds its network by the host's name, or by GLOO_SOCKET_IFNAME.
+    """
+
+    def __init__(self, timeout_seconds: float = 600.0):
+        self.group = None
+        if world_size() > 1:
+            self.group = c10d.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_seconds))
+
+    def gather(self, row: torch.Tensor) -> torch.Tensor | None:
+        """[n] in host memory of every rank -> [W, n] on rank 0, None on the others."""
+        if self.group is None:
+            return row[None]
+        rows = row.new_empty(world_size(), len(row)) if rank() == 0 else None
+        c10d.gather(row, None if rows is None else list(rows), dst=0, group=self.group)
+        return rows
+
+
 class Tally:
     """A whole number that all ranks add to, outside of any collective: who takes which piece of work, how much is done.
 

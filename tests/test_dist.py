@@ -1,5 +1,8 @@
 """Collectives on several processes, against what one process would hold."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +49,49 @@ def test_collectives(world):
     for rank, result in enumerate(results):
         own = filled[rank * world : (rank + 1) * world]
         assert result == {**common, "summed": [[world * cell + total for cell in row] for row in own]}
+
+
+def broadcast_from_each() -> list[tuple[list[float], bool]]:
+    """From every source in turn: what arrives, and whether it is in the tensor that was given."""
+    dist.start()
+    found = []
+    for source in range(dist.world_size()):
+        given = torch.tensor([dist.rank() + 1.0, -dist.rank()])
+        found.append((given.tolist(), dist.broadcast_(given, source) is given))
+        found[-1] = (given.tolist(), found[-1][1])
+    return found
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_broadcast(world):
+    expected = [([source + 1.0, -source], True) for source in range(world)]
+    assert run_ranks(broadcast_from_each, world) == [expected] * world
+
+
+def gather_beside_a_busy_world(rounds: int) -> list[list[list[float]]]:
+    """A thread gathers over the side group while this one sums over the world all the time, ranks out of step on purpose."""
+    dist.start()
+    side, gathered = dist.SideGroup(), []
+
+    def beside() -> None:
+        for number in range(rounds):
+            time.sleep(0.002 * (dist.rank() + number) % 0.005)
+            rows = side.gather(torch.tensor([float(dist.rank()), float(number)]))
+            gathered.append([] if rows is None else rows.tolist())
+
+    thread = threading.Thread(target=beside)
+    thread.start()
+    for number in range(10 * rounds):
+        assert dist.max_int(dist.rank() + number) == dist.world_size() - 1 + number
+    thread.join()
+    return gathered
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_a_thread_gathers_beside_the_training(world):
+    first, *others = run_ranks(gather_beside_a_busy_world, world, 20)
+    assert first == [[[float(rank), float(number)] for rank in range(world)] for number in range(20)]
+    assert others == [[[]] * 20] * (world - 1)
 
 
 def first_rank_fails() -> str:

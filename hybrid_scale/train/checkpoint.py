@@ -1,6 +1,7 @@
-"""Save in the background, verify, load, prune. Knows the engine's methods, not what is behind them.
+"""Save in the background, verify, find the latest, prune. Knows neither an engine's inside nor what a run must agree on.
 
-A checkpoint is written beside its place, made durable and renamed. Its last file, COMPLETE, holds the SHA-256 of every other
+A step waits for a copy of the rank's own share (`snapshot`); gathering, hashing and writing happen in a thread of each rank. A
+checkpoint is written beside its place, made durable and renamed. Its last file, COMPLETE, holds the SHA-256 of every other
 one; a folder that disagrees with it is not a checkpoint. `checkpoints/best` points at the folder that scored best so far.
 """
 
@@ -9,95 +10,110 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from transformers.utils.hub import cached_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from hybrid_scale import dist
-from hybrid_scale.config import ModelSettings, RunConfig, validate
-from hybrid_scale.errors import RunError, describe
+from hybrid_scale.config import RunConfig
+from hybrid_scale.errors import HybridScaleError, RunError, describe
 from hybrid_scale.model.embedder import Embedder
 from hybrid_scale.model.export import save_trained
-from hybrid_scale.runs import RunDirectory, barred, read_json, write_json
+from hybrid_scale.runs import RunDirectory, read_json, write_json
 from hybrid_scale.train.engine import Engine
+from hybrid_scale.train.snapshot import Snapshot, State
 
 COMPLETE = "COMPLETE"
-WHOLE_BYTES = 16 * 2**20
-"""Files of a base model up to this size are hashed whole, larger ones by samples."""
-SAMPLES, SAMPLE_BYTES = 64, 2**16
+GATHER_SECONDS = 10.0
+"""For how long a run that ends early lets a checkpoint be gathered, for which every other rank must be alive."""
 LOWER_IS_BETTER = ("rank_distance", "rank_distance_normalised")
 
 
 # ------------------------------------------------------------------------------------------------------------------ writing
 
 
-@dataclass(frozen=True)
-class State:
-    """What a checkpoint holds, in host memory of rank 0."""
-
-    step: int
-    weights: dict[str, torch.Tensor]
-    moments: dict[str, torch.Tensor]
-    random: dict[str, torch.Tensor]
-    facts: dict[str, Any]
-
-
 class Checkpoints:
-    """The checkpoints of a run in progress: rank 0 writes one in a thread while training goes on. Methods are collective."""
+    """The checkpoints of a run in progress, written in a thread of each rank while training goes on, one at a time.
+
+    Methods are collective where nothing else is said. Make it before the first step.
+    """
 
     def __init__(self, run: RunDirectory, engine: Engine, embedder: Embedder, facts: dict[str, Any], config: RunConfig):
-        self.run, self.engine, self.embedder, self.facts = run, engine, embedder, facts
+        self.run, self.embedder, self.facts = run, embedder, facts
         self.keep, self.criterion = config.training.keep_checkpoints, config.training.keep_best
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self.pending: Future[float] | None = None
+        self.snapshot, self.side = Snapshot(engine), dist.SideGroup()
+        self.pending: Future[dict[str, float]] | None = None
         self.written: list[dict[str, float]] = []
-        """Seconds of each checkpoint, on rank 0: `waited` in `save` (for the write before, and to gather), `written`."""
-        self._waited, self._step = 0.0, 0
+        """Of each checkpoint on this rank: `step`, and seconds since `save` was called: `waited` until it returned, `seconds`
+        until it was whole on disk (on other ranks than 0: until their part was handed over)."""
+        self._waited = 0.0
+        self._thread: threading.Thread | None = None
+        self._writing = threading.Event()
 
     def save(self, step: int) -> None:
-        """Copy the state after `step` finished steps to rank 0's memory; write it, then prune, in the background.
+        """Copy this rank's share of the state after `step` finished steps; everything else happens in the background.
 
-        Raises RunError on every rank where the checkpoint before could not be written.
+        Waits for the checkpoint before, whose RunError is raised on every rank.
         """
         started = time.monotonic()
         self.finish()
-        state = gather(self.engine, step, {"step": step, **self.facts})
-        if dist.rank() == 0:
-            self.pending = self.thread.submit(self._write, state)
-        self._step, self._waited = step, time.monotonic() - started
+        self.snapshot.copy()
+        self.pending, self._writing = Future(), threading.Event()
+        given = (step, started, self.pending, self._writing)
+        self._thread = threading.Thread(target=self._work, args=given, name="checkpoint", daemon=True)
+        self._thread.start()
+        self._waited = time.monotonic() - started
 
-    def _write(self, state: State) -> float:
-        started = time.monotonic()
-        write(self.run.checkpoints / folder_name(state.step), self.embedder, state)
-        prune(self.run, self.keep)
-        return time.monotonic() - started
+    def _work(self, step: int, started: float, pending: "Future[dict[str, float]]", writing: threading.Event) -> None:
+        try:
+            state = self.snapshot.whole(self.side)
+            writing.set()
+            if state is not None:
+                write(self.run.checkpoints / folder_name(step), self.embedder, state, {"step": step, **self.facts})
+            seconds = time.monotonic() - started
+            if state is not None:
+                prune(self.run, self.keep)
+            pending.set_result({"step": step, "seconds": seconds})
+        except Exception as error:
+            pending.set_exception(error)
 
     def failed(self) -> bool:
-        """Whether a write has failed by now, on this rank. Not collective."""
+        """Whether the checkpoint in progress has failed by now, on this rank. Not collective."""
         return self.pending is not None and self.pending.done() and self.pending.exception() is not None
 
     def finish(self) -> None:
-        """Wait for the write in progress. Raises its RunError on every rank."""
-        dist.first_rank_does(self._join)
+        """Wait for the checkpoint in progress. Raises its RunError on every rank."""
+        known = any(dist.flags(self.failed()))  # then a rank may wait for good for the part of the one that failed
+        dist.together(lambda: self._join(patient=not known))
 
-    def _join(self) -> None:
+    def _join(self, patient: bool) -> None:
         pending, self.pending = self.pending, None
-        if pending is not None:
-            self.written.append({"step": self._step, "waited": self._waited, "written": pending.result()})
+        if pending is None or not (patient or pending.done()):
+            return
+        try:
+            self.written.append({**pending.result(), "waited": self._waited})
+        except HybridScaleError:
+            raise
+        except Exception as error:
+            if dist.is_lost_connection(error):
+                raise  # another rank has gone: the watch says which
+            said = f"{type(error).__name__}: {error}"
+            raise RunError(describe("checkpoint", said, f"rank {dist.rank()} could not make its part")) from error
 
     def close(self) -> None:
-        """Let a write in progress end, whatever becomes of it. Not collective."""
-        self.thread.shutdown(wait=True)
+        """Let a checkpoint that is being written be finished, whatever becomes of it. Not collective.
+
+        One that is still being gathered gets GATHER_SECONDS: another rank may have gone.
+        """
+        if self._thread is not None:
+            self._thread.join(GATHER_SECONDS)
+            if self._writing.is_set():
+                self._thread.join()
 
     def judge(self, step: int, evaluated: int | None) -> None:
         """After an evaluation of the weights of `step`: point `best` at their checkpoint if none scored better.
@@ -114,25 +130,17 @@ def folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def gather(engine: Engine, step: int, facts: dict[str, Any]) -> State:
-    """The state of all ranks, whole on rank 0 and empty on the others. Collective."""
-    first = dist.rank() == 0
-    weights, moments = engine.weights(keep=first), engine.moments(keep=first)
-    random = {"cpu": dist.gather_arrays(torch.get_rng_state().numpy()[None, :])}
-    if torch.cuda.is_available():
-        random["cuda"] = dist.gather_arrays(torch.cuda.get_rng_state().numpy()[None, :])
-    states = {f"{kind}_{rank}": torch.from_numpy(a[0].copy()) for kind, arrays in random.items() for rank, a in enumerate(arrays)}
-    return State(step, weights, moments, states, facts)
-
-
 def save_weights(folder: Path, engine: Engine, embedder: Embedder) -> None:
     """The trained weights alone, as in a checkpoint's `adapter/`. Collective."""
     weights = engine.weights(keep=dist.rank() == 0)
     dist.first_rank_does(lambda: save_trained(embedder, weights, folder))
 
 
-def write(folder: Path, embedder: Embedder, state: State) -> None:
-    """Write a checkpoint whole or not at all. Raises RunError with the system's reason (a full disk, say)."""
+def write(folder: Path, embedder: Embedder, state: State, facts: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all; `facts` become its trainer.json.
+
+    Raises RunError with the system's reason (a full disk, say).
+    """
     beside = folder.with_name(f".{folder.name}.part")
     try:
         shutil.rmtree(beside, ignore_errors=True)
@@ -140,7 +148,7 @@ def write(folder: Path, embedder: Embedder, state: State) -> None:
         save_trained(embedder, state.weights, beside / "adapter")
         save_file(state.moments, beside / "engine" / "moments.safetensors")
         save_file(state.random, beside / "engine" / "random.safetensors")
-        write_json(beside / "trainer.json", state.facts)
+        write_json(beside / "trainer.json", facts)
         _seal(beside)
         _remove(folder)  # a damaged one: training goes on from the newest whole checkpoint, so a whole one isn't written again
         os.replace(beside, folder)
@@ -290,89 +298,3 @@ def resume_point(run: RunDirectory) -> Path | None:
 
     found: Path | None = dist.first_rank_does(find)
     return found
-
-
-def facts_of(config: RunConfig, fingerprint: str) -> dict[str, Any]:
-    """What a checkpoint remembers of its run, to be compared on resume. Collective."""
-    return {
-        "world_size": dist.world_size(),
-        "data": {"directory": config.data.train, "fingerprint": fingerprint},
-        "config": config.model_dump(mode="json"),
-        "model": dist.first_rank_does(lambda: model_digests(config.model)),
-    }
-
-
-def check(folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> int:
-    """Steps finished at a checkpoint. Raises RunError that names each difference between its run and this one.
-
-    Differences in a part of the run that `training.resume_despite` names are allowed; so are settings that can't change the
-    curve (`runs.barred`).
-    """
-    trainer = read_json(folder / "trainer.json")
-    before = validate(RunConfig, trainer["config"], str(folder / "trainer.json"))
-    found, now = trainer["data"], facts["data"]
-    differences = {
-        "config": barred(before, config),
-        "data": []
-        if found["fingerprint"] == now["fingerprint"]
-        else [f"data fingerprint: {found['fingerprint']} ({found['directory']}) -> {now['fingerprint']} ({now['directory']})"],
-        "model": [
-            f"model {name}: {trainer['model'].get(name, 'absent')} -> {facts['model'].get(name, 'absent')}"
-            for name in sorted(trainer["model"].keys() | facts["model"].keys())
-            if trainer["model"].get(name) != facts["model"].get(name)
-        ],
-    }
-    refused = [part for part, lines in differences.items() if lines and part not in config.training.resume_despite]
-    if refused:
-        lines = "\n  ".join(line for part in refused for line in differences[part])
-        raise RunError(
-            f"{folder} belongs to another run:\n  {lines}\n"
-            f"Restore that, choose another run.directory, or go on with training.resume_despite=[{', '.join(refused)}]."
-        )
-    return int(trainer["step"])
-
-
-def model_digests(settings: ModelSettings) -> dict[str, str]:
-    """`SIZE:SHA256` of each file that defines the base model: small files whole, weights by 64 samples of 64 KiB."""
-    config = Path(str(cached_file(settings.base, "config.json", revision=settings.revision)))
-    files = [path for path in sorted(config.parent.iterdir()) if path.suffix in (".json", ".safetensors", ".bin", ".model")]
-    return {path.name: f"{path.stat().st_size}:{_sampled(path)}" for path in files}
-
-
-def _sampled(path: Path) -> str:
-    size, digest = path.stat().st_size, hashlib.sha256()
-    if size <= WHOLE_BYTES:
-        return _sha256(path)[:16]
-    with open(path, "rb") as file:
-        for start in np.linspace(0, size - SAMPLE_BYTES, SAMPLES).astype(np.int64).tolist():
-            file.seek(start)
-            digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()[:16]
-
-
-class _Tensors(Mapping[str, torch.Tensor]):
-    """The tensors of a file, read one at a time."""
-
-    def __init__(self, path: Path):
-        self.file = safe_open(path, framework="pt")
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self.file.get_tensor(name)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.file.keys())
-
-    def __len__(self) -> int:
-        return len(self.file.keys())
-
-
-def load_optimizer(folder: Path, engine: Engine) -> None:
-    """Adam's moments and this rank's random state (kept where the number of ranks is the same)."""
-    engine.load_moments(_Tensors(folder / "engine" / "moments.safetensors"))
-    states = load_file(folder / "engine" / "random.safetensors")
-    if sum(name.startswith("cpu_") for name in states) == dist.world_size():
-        torch.set_rng_state(states[f"cpu_{dist.rank()}"])
-        with suppress(KeyError):  # saved without a GPU
-            if torch.cuda.is_available():
-                torch.cuda.set_rng_state(states[f"cuda_{dist.rank()}"])

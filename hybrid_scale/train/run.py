@@ -26,7 +26,7 @@ from hybrid_scale.errors import ConfigError, describe
 from hybrid_scale.model.load import DTYPES, count_parameters, load_embedder
 from hybrid_scale.model.shape import read_shape
 from hybrid_scale.runs import RunDirectory, read_json, write_json
-from hybrid_scale.train import checkpoint
+from hybrid_scale.train import checkpoint, resume
 from hybrid_scale.train.checkpoint import Checkpoints
 from hybrid_scale.train.engine import (
     Engine,
@@ -139,9 +139,10 @@ def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopR
     data = open_training_data(config, dist.world_size())
     group = dist.first_rank_does(lambda: choose_shard_group(config, data, dist.world_size(), dist.local_world_size()))
     dist.first_rank_does(lambda: say(describe_run(config, data, dist.world_size(), group)))
-    facts = checkpoint.facts_of(config, data.pairs.fingerprint)
+    facts = resume.facts_of(config, data.pairs.fingerprint)
     resumed = checkpoint.resume_point(run)
-    first_step = checkpoint.check(resumed, config, facts) if resumed else 0
+    first_step = resume.check(resumed, config, facts) if resumed else 0
+    forced = resume.forced(resumed, config, facts) if resumed else []
     dist.first_rank_does(lambda: run.adopt(config))
     torch.manual_seed(config.run.seed + dist.rank())
     # Before Accelerate: a ZeRO-3 launch makes transformers load into shards, which trained weights can't be put into.
@@ -151,10 +152,13 @@ def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopR
     accelerator = make_accelerator(config, run.path, group)
     engine = make_engine(config, accelerator, embedder)
     if resumed:
-        checkpoint.load_optimizer(resumed, engine)
+        resume.load_optimizer(resumed, engine)
         say(f"continuing after step {first_step} from {resumed}")
+    if forced:
+        say("\n  ".join([f"warning: training.resume_despite: the run goes on after step {first_step} over", *forced]))
     if dist.rank() == 0:
-        write_json(run.manifest_file, manifest(config, data))
+        despite = forced_before(run) + ([{"after_step": first_step, "differences": forced}] if forced else [])
+        write_json(run.manifest_file, {**manifest(config, data), **({"resumed_despite": despite} if despite else {})})
     accelerator.init_trackers(config.run.name, {"config": dump_config(config)})
 
     def evaluate_now(step: int | None) -> None:
@@ -204,6 +208,11 @@ def manifest(config: RunConfig, data: TrainingData) -> dict[str, Any]:
         "data": {"directory": config.data.train, "fingerprint": data.pairs.fingerprint},
         "batches": data.sampler.describe(),
     }
+
+
+def forced_before(run: RunDirectory) -> list[dict[str, Any]]:
+    """What earlier starts of this run went on over, by `training.resume_despite`."""
+    return list(read_json(run.manifest_file).get("resumed_despite", [])) if run.manifest_file.is_file() else []
 
 
 def choose_shard_group(config: RunConfig, data: TrainingData, world: int, gpus_per_node: int) -> int | None:

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hybrid_scale.config import RunConfig, TrainingSettings, load_config
+from hybrid_scale.config import OptimizerSettings, RunConfig, TrainingSettings, load_config
 from hybrid_scale.errors import ConfigError, RunError
 from hybrid_scale.runs import RunDirectory, read_json, write_json
-from hybrid_scale.train import checkpoint
+from hybrid_scale.train import checkpoint, resume
+from hybrid_scale.train.engine import PlainEngine
 from hybrid_scale.train.stop import SAME_REQUEST_SECONDS, Agreed, StopRequest, deadline
 from tests.train.setup import make_config, write_inputs
 
@@ -25,17 +26,12 @@ class Embedder(torch.nn.Module):
         self.backbone = torch.nn.Linear(50, 40, bias=False)
 
 
-class Engine:
-    """One trained weight, all its numbers the step's."""
-
-    def __init__(self) -> None:
-        self.value = 0.0
-
-    def weights(self, keep: bool = True) -> dict[str, torch.Tensor]:
-        return {"backbone.weight": torch.full((40, 50), self.value)} if keep else {}
-
-    def moments(self, keep: bool = True) -> dict[str, torch.Tensor]:
-        return {"exp_avg.backbone.weight": torch.full((40, 50), -self.value), "step": torch.tensor(self.value)} if keep else {}
+def set_state(engine: PlainEngine, value: float) -> None:
+    """Every trained weight `value`, Adam's first moment -`value`, its second and its steps `value`."""
+    for parameter in engine.trained.values():
+        parameter.data.fill_(value)
+        moments = {"exp_avg": torch.full_like(parameter, -value), "exp_avg_sq": torch.full_like(parameter, value)}
+        engine.optimizer.state[parameter] = {"step": torch.tensor(value), **moments}
 
 
 def config_in(place: Path, **sections: dict[str, Any]) -> RunConfig:
@@ -46,12 +42,19 @@ def checkpoints_of(place: Path, **training: Any) -> checkpoint.Checkpoints:
     data = {"train": str(place), "max_query_tokens": 32, "max_passage_tokens": 64, "evaluate": ["set"]}
     config = config_in(place, training=training, data=data)
     run = RunDirectory(config.run.directory)
-    return checkpoint.Checkpoints(run, Engine(), Embedder(), {"facts": 1}, config)  # type: ignore[arg-type]
+    embedder: Any = Embedder()
+    return checkpoint.Checkpoints(run, PlainEngine(embedder, OptimizerSettings()), embedder, {"facts": 1}, config)
+
+
+def engine_of(checkpoints: checkpoint.Checkpoints) -> PlainEngine:
+    engine = checkpoints.snapshot.engine
+    assert isinstance(engine, PlainEngine)
+    return engine
 
 
 def save(checkpoints: checkpoint.Checkpoints, *steps: int) -> None:
     for step in steps:
-        checkpoints.engine.value = float(step)  # type: ignore[attr-defined]
+        set_state(engine_of(checkpoints), float(step))
         checkpoints.save(step)
     checkpoints.finish()
 
@@ -157,9 +160,9 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     checkpoints = checkpoints_of(tmp_path)
     begin, original = threading.Event(), checkpoint.save_trained
     monkeypatch.setattr(checkpoint, "save_trained", lambda *a: begin.wait(60) and original(*a))
-    checkpoints.engine.value = 2.0  # type: ignore[attr-defined]
+    set_state(engine_of(checkpoints), 2.0)
     checkpoints.save(2)
-    checkpoints.engine.value = 3.0  # type: ignore[attr-defined]
+    set_state(engine_of(checkpoints), 3.0)
     assert checkpoint.latest(checkpoints.run) is None
     assert not checkpoints.failed()
     begin.set()
@@ -169,6 +172,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     assert load_file(folder / "adapter" / "model.safetensors")["weight"].unique().tolist() == [2.0]
     assert load_file(folder / "engine" / "moments.safetensors")["exp_avg.backbone.weight"].unique().tolist() == [-2.0]
     assert [record["step"] for record in checkpoints.written] == [2]
+    assert 0 < checkpoints.written[0]["waited"] < checkpoints.written[0]["seconds"]
 
 
 def test_a_failed_write_is_seen_at_the_next_step(tmp_path, monkeypatch):
@@ -177,6 +181,7 @@ def test_a_failed_write_is_seen_at_the_next_step(tmp_path, monkeypatch):
 
     checkpoints = checkpoints_of(tmp_path)
     monkeypatch.setattr(checkpoint, "save_trained", full)
+    set_state(engine_of(checkpoints), 2.0)
     checkpoints.save(2)
     checkpoints.close()
     assert checkpoints.failed()
@@ -243,7 +248,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stored(place: Path, config: RunConfig, fingerprint: str = "F") -> Path:
     """A folder with the `trainer.json` of a run of `config`."""
-    write_json(place / "trainer.json", {"step": 6, **checkpoint.facts_of(config, fingerprint)})
+    write_json(place / "trainer.json", {"step": 6, **resume.facts_of(config, fingerprint)})
     return place
 
 
@@ -282,7 +287,7 @@ BARRED: list[tuple[dict[str, Any], list[str]]] = [
 def test_settings_that_cant_bend_the_curve_may_differ(inputs, tmp_path, settings):
     config = config_in(inputs)
     now = changed(config, **settings)
-    assert checkpoint.check(stored(tmp_path, config), now, checkpoint.facts_of(now, "F")) == 6
+    assert resume.check(stored(tmp_path, config), now, resume.facts_of(now, "F")) == 6
     run = RunDirectory(tmp_path / "run")
     run.create(config)
     run.create(now, continuing=True)
@@ -300,7 +305,7 @@ def test_other_settings_are_refused_one_by_one(inputs, tmp_path, settings, said)
     run.create(config)
     folder = stored(tmp_path, config)
     for refused in (
-        lambda: checkpoint.check(folder, now, checkpoint.facts_of(now, "F")),
+        lambda: resume.check(folder, now, resume.facts_of(now, "F")),
         lambda: run.create(now, continuing=True),
     ):
         with pytest.raises(RunError) as caught:
@@ -308,47 +313,48 @@ def test_other_settings_are_refused_one_by_one(inputs, tmp_path, settings, said)
         found = [line for line in re.split(r"\n  |\n|; |: (?=\w+\.\w+: )|\. Choose", str(caught.value)) if " -> " in line]
         assert len(found) == len(said)
         assert all(re.search(pattern, str(caught.value)) for pattern in said)
+    assert len(resume.forced(folder, now, resume.facts_of(now, "F"))) == len(said)
     forced = changed(now, training__resume_despite=["config"])
-    assert checkpoint.check(folder, forced, checkpoint.facts_of(forced, "F")) == 6
+    assert resume.check(folder, forced, resume.facts_of(forced, "F")) == 6
     run.create(forced, continuing=True)
 
 
 def test_a_constant_schedule_may_be_prolonged(inputs, tmp_path):
     config = changed(config_in(inputs), optimizer__schedule="constant")
     now = changed(config, training__max_steps=9)
-    assert checkpoint.check(stored(tmp_path, config), now, checkpoint.facts_of(now, "F")) == 6
+    assert resume.check(stored(tmp_path, config), now, resume.facts_of(now, "F")) == 6
 
 
 def test_other_data_or_another_base_model_is_refused(inputs, tmp_path):
     config = config_in(inputs)
     folder = stored(tmp_path, config)
     with pytest.raises(RunError, match=r"data fingerprint: F \(.*train\) -> G \(.*train\)"):
-        checkpoint.check(folder, config, checkpoint.facts_of(config, "G"))
+        resume.check(folder, config, resume.facts_of(config, "G"))
     weights = next((inputs / "model").glob("*.safetensors"))
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     try:
-        facts = checkpoint.facts_of(config, "F")
+        facts = resume.facts_of(config, "F")
         with pytest.raises(
             RunError, match=rf"model {weights.name}: {len(content)}:\w+ -> {len(content)}:\w+\n.*despite=\[model\]"
         ):
-            checkpoint.check(folder, config, facts)
+            resume.check(folder, config, facts)
         forced = changed(config, training__resume_despite=["model"])
-        assert checkpoint.check(folder, forced, facts) == 6
+        assert resume.check(folder, forced, facts) == 6
     finally:
         weights.write_bytes(content)
 
 
 def test_a_large_file_is_told_by_its_samples(tmp_path, monkeypatch):
     """Any change in a sampled block is seen; 64 blocks of 4 bytes here, in 1,000."""
-    monkeypatch.setattr(checkpoint, "WHOLE_BYTES", 100)
-    monkeypatch.setattr(checkpoint, "SAMPLE_BYTES", 4)
+    monkeypatch.setattr(resume, "WHOLE_BYTES", 100)
+    monkeypatch.setattr(resume, "SAMPLE_BYTES", 4)
     path = tmp_path / "w.bin"
     path.write_bytes(bytes(1000))
-    before = checkpoint._sampled(path)
+    before = resume._sampled(path)
     for place, seen in ((0, True), (999, True), (7, False)):
         path.write_bytes(bytes(place) + b"\1" + bytes(999 - place))
-        assert (checkpoint._sampled(path) != before) is seen
+        assert (resume._sampled(path) != before) is seen
 
 
 # --------------------------------------------------------------------------------------------------------------- time limit

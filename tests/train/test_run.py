@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hybrid_scale import dist
 from hybrid_scale.config import OptimizerSettings, RunConfig
 from hybrid_scale.errors import ConfigError, RunError
 from hybrid_scale.runs import RunDirectory
-from hybrid_scale.train import checkpoint
+from hybrid_scale.train import checkpoint, resume
 from hybrid_scale.train.run import dry_run, open_training_data, train
 from hybrid_scale.train.schedule import learning_rate
 from tests.ranks import run_ranks
@@ -162,12 +163,27 @@ def test_other_data_or_config_is_refused_on_resume(folder, tmp_path):
     place = checkpoint.latest(RunDirectory(config.run.directory))
     assert place is not None
     fingerprint = open_training_data(config, 1).pairs.fingerprint
-    facts = checkpoint.facts_of(config, fingerprint)
-    assert checkpoint.check(place, config, facts) == 6
+    facts = resume.facts_of(config, fingerprint)
+    assert resume.check(place, config, facts) == 6
     with pytest.raises(RunError, match=r"data fingerprint: .* -> another"):
-        checkpoint.check(place, config, checkpoint.facts_of(config, "another"))
+        resume.check(place, config, resume.facts_of(config, "another"))
     with pytest.raises(RunError, match=r"loss.temperature: 0.05 -> 0.1"):
-        checkpoint.check(place, run_config(folder, tmp_path / "run", loss={"temperature": 0.1}), facts)
+        resume.check(place, run_config(folder, tmp_path / "run", loss={"temperature": 0.1}), facts)
+
+
+def test_what_a_run_was_forced_over_is_kept(folder, tmp_path, capfd):
+    """Two forced continuations, each with its difference in the manifest; a third start differs in nothing and adds nothing."""
+    schedule = {"learning_rate": 1e-3, "schedule": "constant", "max_gradient_norm": 0.0}
+    for steps, temperature in ((2, 0.05), (3, 0.1), (4, 0.2), (5, 0.2)):
+        training = {"max_steps": steps, "resume_despite": ["config"]}
+        config = run_config(folder, tmp_path / "run", training=training, loss={"temperature": temperature}, optimizer=schedule)
+        run_ranks(train_on_this_rank, 1, config.model_dump_json())
+    assert json.loads(RunDirectory(config.run.directory).manifest_file.read_text())["resumed_despite"] == [
+        {"after_step": 2, "differences": ["config: loss.temperature: 0.05 -> 0.1"]},
+        {"after_step": 3, "differences": ["config: loss.temperature: 0.1 -> 0.2"]},
+    ]
+    said = re.findall(r"resume_despite: the run goes on after step (\d) over\n  (.*)", capfd.readouterr().err)
+    assert said == [("2", "config: loss.temperature: 0.05 -> 0.1"), ("3", "config: loss.temperature: 0.1 -> 0.2")]
 
 
 def test_an_incomplete_checkpoint_is_no_checkpoint(folder, tmp_path):

@@ -1,0 +1,123 @@
+"""What a checkpoint must agree on with the run that goes on from it, and how its optimiser state is put back.
+
+Knows neither how a checkpoint is written nor which one is the latest.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers.utils.hub import cached_file
+
+from hybrid_scale import dist
+from hybrid_scale.config import ModelSettings, RunConfig, validate
+from hybrid_scale.errors import RunError
+from hybrid_scale.runs import barred, read_json
+from hybrid_scale.train.engine import Engine
+
+WHOLE_BYTES = 16 * 2**20
+"""Files of a base model up to this size are hashed whole, larger ones by samples."""
+SAMPLES, SAMPLE_BYTES = 64, 2**16
+
+
+def facts_of(config: RunConfig, fingerprint: str) -> dict[str, Any]:
+    """What a checkpoint remembers of its run, to be compared on resume. Collective."""
+    return {
+        "world_size": dist.world_size(),
+        "data": {"directory": config.data.train, "fingerprint": fingerprint},
+        "config": config.model_dump(mode="json"),
+        "model": dist.first_rank_does(lambda: model_digests(config.model)),
+    }
+
+
+def check(folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> int:
+    """Steps finished at a checkpoint. Raises RunError that names each difference between its run and this one.
+
+    Differences in a part of the run that `training.resume_despite` names are allowed (`forced` lists them); so are settings
+    that can't change the curve (`runs.barred`).
+    """
+    found = _differences(folder, config, facts)
+    refused = [part for part in found if part not in config.training.resume_despite]
+    if refused:
+        lines = "\n  ".join(line for part in refused for line in found[part])
+        raise RunError(
+            f"{folder} belongs to another run:\n  {lines}\n"
+            f"Restore that, choose another run.directory, or go on with training.resume_despite=[{', '.join(refused)}]."
+        )
+    return int(read_json(folder / "trainer.json")["step"])
+
+
+def forced(folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> list[str]:
+    """The differences that `training.resume_despite` lets a run go on over, one a line: `part: what: before -> now`."""
+    return [f"{part}: {line}" for part, lines in _differences(folder, config, facts).items() for line in lines]
+
+
+def _differences(folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Part of the run -> what differs in it, parts without a difference left out."""
+    trainer = read_json(folder / "trainer.json")
+    before = validate(RunConfig, trainer["config"], str(folder / "trainer.json"))
+    found, now = trainer["data"], facts["data"]
+    differences = {
+        "config": barred(before, config),
+        "data": []
+        if found["fingerprint"] == now["fingerprint"]
+        else [f"data fingerprint: {found['fingerprint']} ({found['directory']}) -> {now['fingerprint']} ({now['directory']})"],
+        "model": [
+            f"model {name}: {trainer['model'].get(name, 'absent')} -> {facts['model'].get(name, 'absent')}"
+            for name in sorted(trainer["model"].keys() | facts["model"].keys())
+            if trainer["model"].get(name) != facts["model"].get(name)
+        ],
+    }
+    return {part: lines for part, lines in differences.items() if lines}
+
+
+def model_digests(settings: ModelSettings) -> dict[str, str]:
+    """`SIZE:SHA256` of each file that defines the base model: small files whole, weights by 64 samples of 64 KiB."""
+    config = Path(str(cached_file(settings.base, "config.json", revision=settings.revision)))
+    files = [path for path in sorted(config.parent.iterdir()) if path.suffix in (".json", ".safetensors", ".bin", ".model")]
+    return {path.name: f"{path.stat().st_size}:{_sampled(path)}" for path in files}
+
+
+def _sampled(path: Path) -> str:
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with open(path, "rb") as file:
+        if size <= WHOLE_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        for start in np.linspace(0, size - SAMPLE_BYTES, SAMPLES).astype(np.int64).tolist():
+            file.seek(start)
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+class _Tensors(Mapping[str, torch.Tensor]):
+    """The tensors of a file, read one at a time."""
+
+    def __init__(self, path: Path):
+        self.file = safe_open(path, framework="pt")
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self.file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.file.keys())
+
+    def __len__(self) -> int:
+        return len(self.file.keys())
+
+
+def load_optimizer(folder: Path, engine: Engine) -> None:
+    """Adam's moments and this rank's random state (kept where the number of ranks is the same)."""
+    engine.load_moments(_Tensors(folder / "engine" / "moments.safetensors"))
+    states = load_file(folder / "engine" / "random.safetensors")
+    if sum(name.startswith("cpu_") for name in states) == dist.world_size():
+        torch.set_rng_state(states[f"cpu_{dist.rank()}"])
+        with suppress(KeyError):  # saved without a GPU
+            if torch.cuda.is_available():
+                torch.cuda.set_rng_state(states[f"cuda_{dist.rank()}"])
