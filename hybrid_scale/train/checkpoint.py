@@ -12,7 +12,7 @@ import shutil
 import sys
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from hybrid_scale.train.engine import Engine
 from hybrid_scale.train.snapshot import Snapshot, State
 
 COMPLETE = "COMPLETE"
+WHOLE, IN_PROGRESS, FAILED = range(3)
+"""States of a rank's part; the largest of all ranks is that of the checkpoint."""
 GATHER_SECONDS = 10.0
 """For how long a run that ends early lets a checkpoint be gathered, for which every other rank must be alive."""
 LOWER_IS_BETTER = ("rank_distance", "rank_distance_normalised")
@@ -88,22 +90,30 @@ class Checkpoints:
 
     def finish(self) -> None:
         """Wait for the checkpoint in progress. Raises its RunError on every rank."""
-        known = any(dist.flags(self.failed()))  # then a rank may wait for good for the part of the one that failed
-        dist.together(lambda: self._join(patient=not known))
-
-    def _join(self, patient: bool) -> None:
-        pending, self.pending = self.pending, None
-        if pending is None or not (patient or pending.done()):
+        if self.pending is None:  # on all ranks or on none
             return
-        try:
-            self.written.append({**pending.result(), "waited": self._waited})
-        except HybridScaleError:
-            raise
-        except Exception as error:
-            if dist.is_lost_connection(error):
-                raise  # another rank has gone: the watch says which
-            said = f"{type(error).__name__}: {error}"
-            raise RunError(describe("checkpoint", said, f"rank {dist.rank()} could not make its part")) from error
+        state = dist.max_int(self._state())
+        if state == IN_PROGRESS:  # not where one has failed: the others may wait for its part for good
+            wait([self.pending])
+            state = dist.max_int(self._state())
+        if state == FAILED:
+            dist.together(self._raise)
+        self.written.append({**self.pending.result(), "waited": self._waited})
+        self.pending = None
+
+    def _state(self) -> int:
+        assert self.pending is not None
+        return FAILED if self.failed() else WHOLE if self.pending.done() else IN_PROGRESS
+
+    def _raise(self) -> None:
+        """This rank's failure, if it has one, as a RunError."""
+        error = self.pending.exception() if self.pending is not None and self.pending.done() else None
+        if error is None:
+            return
+        if isinstance(error, HybridScaleError) or dist.is_lost_connection(error):
+            raise error  # of a lost rank: the watch says which
+        said = f"{type(error).__name__}: {error}"
+        raise RunError(describe("checkpoint", said, f"rank {dist.rank()} could not make its part")) from error
 
     def close(self) -> None:
         """Let a checkpoint that is being written be finished, whatever becomes of it. Not collective.

@@ -1,5 +1,7 @@
 """Whole runs: the same curve on any number of ranks, resume, an agreed stop, refusals."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -47,6 +49,12 @@ def train_on_this_rank(tree: str, stop_after: int = 0, evaluated: str = "") -> b
                 file.write(f"{step}\n")
 
     return train(config, evaluate)
+
+
+def what_training_says(tree: str) -> str:
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        train_on_this_rank(tree)
+    return said.getvalue()
 
 
 def losses(config: RunConfig) -> list[float]:
@@ -171,19 +179,20 @@ def test_other_data_or_config_is_refused_on_resume(folder, tmp_path):
         resume.check(place, run_config(folder, tmp_path / "run", loss={"temperature": 0.1}), facts)
 
 
-def test_what_a_run_was_forced_over_is_kept(folder, tmp_path, capfd):
+def test_what_a_run_was_forced_over_is_kept(folder, tmp_path):
     """Two forced continuations, each with its difference in the manifest; a third start differs in nothing and adds nothing."""
     schedule = {"learning_rate": 1e-3, "schedule": "constant", "max_gradient_norm": 0.0}
+    said = ""
     for steps, temperature in ((2, 0.05), (3, 0.1), (4, 0.2), (5, 0.2)):
         training = {"max_steps": steps, "resume_despite": ["config"]}
         config = run_config(folder, tmp_path / "run", training=training, loss={"temperature": temperature}, optimizer=schedule)
-        run_ranks(train_on_this_rank, 1, config.model_dump_json())
+        said += run_ranks(what_training_says, 1, config.model_dump_json())[0]
     assert json.loads(RunDirectory(config.run.directory).manifest_file.read_text())["resumed_despite"] == [
         {"after_step": 2, "differences": ["config: loss.temperature: 0.05 -> 0.1"]},
         {"after_step": 3, "differences": ["config: loss.temperature: 0.1 -> 0.2"]},
     ]
-    said = re.findall(r"resume_despite: the run goes on after step (\d) over\n  (.*)", capfd.readouterr().err)
-    assert said == [("2", "config: loss.temperature: 0.05 -> 0.1"), ("3", "config: loss.temperature: 0.1 -> 0.2")]
+    found = re.findall(r"resume_despite: the run goes on after step (\d) over\n  (.*)", said)
+    assert found == [("2", "config: loss.temperature: 0.05 -> 0.1"), ("3", "config: loss.temperature: 0.1 -> 0.2")]
 
 
 def test_an_incomplete_checkpoint_is_no_checkpoint(folder, tmp_path):
