@@ -15,7 +15,7 @@ import torch
 
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig
-from hybrid_scale.data.partition import Budget, Plan, partition
+from hybrid_scale.data.partition import LENGTH_TOKENS, Budget, Plan, partition
 from hybrid_scale.data.records import Pairs
 from hybrid_scale.data.sampler import GlobalBatch, HybridSampler
 from hybrid_scale.data.text import TextEncoder
@@ -64,6 +64,7 @@ def budget(config: RunConfig, shape: Shape) -> Budget:
         embedding=None if shape.dropout else training.max_tokens_per_embedding_batch,
         packed=config.model.packed,
         quadratic=shape.quadratic(causal=config.model.attention == "causal"),
+        length_tokens=LENGTH_TOKENS if config.model.attention_implementation == "packed" else 0.0,
     )
 
 

@@ -26,10 +26,11 @@ def executed(lengths: np.ndarray, texts: np.ndarray, packed: bool) -> int:
     embedding=st.sampled_from([None, 64, 500, 3000]),
     packed=st.booleans(),
     quadratic=st.sampled_from([0.0, 1e-4, 1e-2]),
+    length_tokens=st.sampled_from([0.0, 4.0, 1e6]),
 )
-def test_invariants(lengths, world, micro_batch, kept, embedding, packed, quadratic):
+def test_invariants(lengths, world, micro_batch, kept, embedding, packed, quadratic, length_tokens):
     lengths = np.array(lengths)
-    plan = partition(lengths, world, Budget(micro_batch, kept, embedding, packed, quadratic))
+    plan = partition(lengths, world, Budget(micro_batch, kept, embedding, packed, quadratic, length_tokens))
     assert len(plan.micro_batches) == world
     assert {len(rank) for rank in plan.micro_batches} == {plan.rounds}
     order = [text for rank in plan.micro_batches for batch in rank for text in batch.tolist()]
@@ -100,6 +101,26 @@ def test_attention_counts_in_the_balance():
     plan = partition(np.array([40, *[10] * 10]), 2, Budget(200, quadratic=0.1))
     assert sorted(plan.executed.ravel().tolist()) == [40, 100]
     assert sorted(partition(np.array([40, *[10] * 10]), 2, Budget(200)).executed.ravel().tolist()) == [70, 70]
+
+
+def lengths_in_a_micro_batch(plan: Plan) -> float:
+    return float(np.mean([len(np.unique(plan.lengths[batch])) for rank in plan.micro_batches for batch in rank]))
+
+
+def test_lengths_that_cost_a_call_each_are_kept_apart():
+    """Ranks stay in step to 1 %, and a micro-batch of 512 tokens holds half as many lengths or fewer."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(np.log(60), 0.6, 1024).astype(int), 8, 256)
+    mixed, layered = (partition(lengths, 2, Budget(512, length_tokens=cost)) for cost in (0.0, 4.0))
+    assert lengths_in_a_micro_batch(layered) < 0.5 * lengths_in_a_micro_batch(mixed)
+    assert layered.real_tokens / layered.lockstep_tokens > 0.99
+    assert layered.rounds <= 1.15 * mixed.rounds
+
+
+def test_hand_worked_layers():
+    """8 7 | 6 5 | 3 3, 2 ranks, 11 tokens: two layers (8 + 5, 7 + 6 exceed 11), the second dealt to and fro."""
+    plan = partition(np.array([8, 7, 6, 5, 3, 3]), 2, Budget(11, length_tokens=1e6))
+    assert [[batch.tolist() for batch in rank] for rank in plan.micro_batches] == [[[0], [2, 5]], [[1], [3, 4]]]
 
 
 @pytest.mark.parametrize(
