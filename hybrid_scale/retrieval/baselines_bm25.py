@@ -1,0 +1,136 @@
+"""BM25 over a retrieval set, by the package bm25s: Lucene's formula with k1 = .9 and b = .4, as BEIR's published figures have it.
+
+Tokens, by the language of the text:
+    lower case; words are runs of letters, digits and underscores (`\\w+`); no stop words, no stemming by default
+    ja zh th lo km my (no spaces between words): pairs of neighbouring characters inside each run without white space
+`stem` reduces words by Snowball's stemmer of the text's language where there is one (PyStemmer), else leaves them.
+One index holds the whole corpus: document frequencies count passages of all languages.
+A query without a known word scores 0 everywhere. Knows no vector and no measure. Needs bm25s (extra `eval`).
+
+Shapes: Q queries, J judged pairs, C languages, P passages.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hybrid_scale.data.records import RetrievalSet, TextTable
+from hybrid_scale.errors import ModelError, describe
+
+K1, B = 0.9, 0.4
+WORD = re.compile(r"\w+")
+WITHOUT_SPACES = ("ja", "zh", "th", "lo", "km", "my")
+STEMMERS = {
+    **{"ar": "arabic", "da": "danish", "de": "german", "el": "greek", "en": "english", "es": "spanish", "fi": "finnish"},
+    **{"fr": "french", "hi": "hindi", "hu": "hungarian", "id": "indonesian", "it": "italian", "nl": "dutch"},
+    **{"no": "norwegian", "pt": "portuguese", "ro": "romanian", "ru": "russian", "sv": "swedish", "ta": "tamil"},
+    "tr": "turkish",
+}
+"""Language -> Snowball's name of its stemmer."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Text and language -> tokens."""
+
+    stem: bool = False
+
+    def __call__(self, text: str, language: str) -> list[str]:
+        base = language.partition("-")[0]
+        if base in WITHOUT_SPACES:
+            return [pair for run in text.lower().split() for pair in _pairs(run)]
+        words = WORD.findall(text.lower())
+        return _stemmer(base)(words) if self.stem and base in STEMMERS else words
+
+    def of(self, table: TextTable) -> list[list[str]]:
+        """The tokens of every text."""
+        return [self(text, language) for text, language in zip(table.column("text"), table.column("lang"), strict=True)]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        rule = "lower case, \\w+; character pairs for " + " ".join(WITHOUT_SPACES)
+        return {"k1": K1, "b": B, "formula": "lucene", "tokens": rule, "stop_words": "none", "stem": self.stem}
+
+
+def _pairs(run: str) -> list[str]:
+    return [run[start : start + 2] for start in range(max(1, len(run) - 1))]
+
+
+_LOADED: dict[str, Any] = {}
+
+
+def _stemmer(language: str) -> Callable[[list[str]], list[str]]:
+    if language not in _LOADED:
+        try:
+            import Stemmer
+        except ImportError:
+            raise ModelError(describe("bm25 stem", "no PyStemmer", "stemming needs it", "pip install .[eval]")) from None
+        _LOADED[language] = Stemmer.Stemmer(STEMMERS[language])
+    return _LOADED[language].stemWords
+
+
+class Bm25:
+    """An index over the corpus of `task`; `scores(query)` are float32 [P]."""
+
+    def __init__(self, task: RetrievalSet, tokenizer: Tokenizer | None = None):
+        try:
+            import bm25s
+        except ImportError:
+            raise ModelError(describe("bm25", "no bm25s", "this baseline needs it", "pip install .[eval]")) from None
+        self.tokenizer = tokenizer or Tokenizer()
+        self.passages = len(task.corpus)
+        self.queries = self.tokenizer.of(task.queries)
+        self.index = bm25s.BM25(k1=K1, b=B, method="lucene")
+        self.index.index(self.tokenizer.of(task.corpus), show_progress=False)
+        self.vocabulary: dict[str, int] = self.index.vocab_dict
+
+    def scores(self, query: int) -> np.ndarray:
+        """Scores of all passages for one query; zeros where it holds no word of the corpus."""
+        known = [word for word in self.queries[query] if word in self.vocabulary]
+        return self.index.get_scores(known) if known else np.zeros(self.passages, np.float32)
+
+
+Scores = Callable[[int], np.ndarray]
+
+
+def rank_by_scores(
+    scores: Scores, judged: np.ndarray, language: np.ndarray, languages: int, own: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The order of any scorer that scores all passages of a query at once; ties go to the lower passage number.
+
+    `judged` int [J, >= 2] holds query and passage of the judged pairs, `language` [P] numbers the passages' languages, `own` [Q]
+    the passage that a query may not find (-1: none). Returns how many passages of each language rank above each judged one,
+    int64 [J, C] (as index.count_above), and the scores float32 and passage numbers int64 of the best `k`, [Q, min(k, P)] (as
+    index.search; a dropped passage comes last, with -inf).
+    """
+    k = min(k, len(language))
+    above = np.zeros((len(judged), languages), np.int64)
+    best, numbers = np.empty((len(own), k), np.float32), np.empty((len(own), k), np.int64)
+    for query, pairs in _pairs_by_query(judged[:, 0], len(own)):
+        values = scores(query)
+        if own[query] >= 0:
+            values[own[query]] = -np.inf
+        numbers[query] = top = _top(values, k)
+        best[query] = values[top]
+        for pair in pairs:
+            passage = judged[pair, 1]
+            beats = values > values[passage]
+            beats[:passage] |= values[:passage] == values[passage]
+            above[pair] = np.bincount(language[beats], minlength=languages)
+    return above, best, numbers
+
+
+def _pairs_by_query(query: np.ndarray, queries: int) -> Iterator[tuple[int, Sequence[int]]]:
+    order = np.argsort(query, kind="stable")
+    ends = np.searchsorted(query[order], np.arange(queries + 1))
+    return ((number, order[ends[number] : ends[number + 1]].tolist()) for number in range(queries))
+
+
+def _top(values: np.ndarray, k: int) -> np.ndarray:
+    """Numbers of the `k` best values, ties by the lower number."""
+    bar = np.partition(values, len(values) - k)[len(values) - k]
+    candidates = np.flatnonzero(values >= bar)
+    return candidates[np.argsort(-values[candidates], kind="stable")][:k]
