@@ -6,8 +6,7 @@ A tiny random decoder in NF4 with LoRA (dropout on) under ZeRO-3 on two CPU proc
 random order: SIGKILL of one rank, of all, of all while a checkpoint is being written, SIGTERM, SIGSTOP, a full disk, a file of
 the newest checkpoint truncated or with one bit flipped. Each run suffers several and is then finished; every loss of every start
 and the adapter must be bit for bit those of the undisturbed run. A second campaign changes the number of ranks at each restart;
-losses must agree to 5e-5. A last part measures what checkpoints cost the steps. The full disk is a tmpfs where mounting is
-permitted, else a limit on file sizes.
+losses must agree to 5e-5. The full disk is a tmpfs where mounting is permitted, else a limit on file sizes.
 """
 
 import argparse
@@ -27,14 +26,9 @@ import numpy as np
 from _ranks import machine
 from safetensors.numpy import load_file
 
-from hybrid_scale import dist
 from hybrid_scale.config import RunConfig
-from hybrid_scale.model.tiny import write_model, write_tokenizer
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.train import checkpoint
-from hybrid_scale.train.run import train
-from tests.data.synthetic import parallel
-from tests.ranks import run_ranks
 from tests.train.kills import Campaign, losses, small_disk
 from tests.train.setup import make_config, write_inputs, zero
 
@@ -110,40 +104,6 @@ def other_worlds(folder: Path, events: int, chance: random.Random) -> dict[str, 
     return {"ranks": worlds, "events": len(campaign.events), "largest_difference_of_losses": worst}
 
 
-def measured(tree: str) -> list[dict[str, float]]:
-    """Train on this rank; what each checkpoint cost."""
-    seen: list[checkpoint.Checkpoints] = []
-    join = checkpoint.Checkpoints._join
-
-    def remember(self: checkpoint.Checkpoints) -> None:
-        seen[:] = [self]
-        join(self)
-
-    checkpoint.Checkpoints._join = remember  # type: ignore[method-assign]
-    dist.start()
-    train(RunConfig.model_validate_json(tree), lambda *_: None)
-    return seen[0].written if seen else []
-
-
-def cost(folder: Path) -> dict[str, Any]:
-    """Seconds that steps waited for checkpoints, and that writing took: 2 ranks, ZeRO-3, an adapter of 2.5 million weights."""
-    pairs = parallel(folder / "train", groups=60)
-    tokenizer = write_tokenizer(pairs.queries.column("text") + pairs.passages.column("text"), folder / "model", vocabulary=400)
-    write_model(folder / "model", len(tokenizer), hidden=256, layers=4, heads=4)
-    training = {
-        **{"engine": "deepspeed", "deepspeed": zero(3, folder), "max_steps": 12, "max_tokens_per_micro_batch": 4096},
-        **{"save_every_steps": 4, "keep_checkpoints": 1},
-    }
-    model = {"quantization": "nf4", "lora": {"rank": 128}}
-    config = make_config(folder, run={"directory": str(folder / "run")}, training=training, model=model)
-    seconds = run_ranks(measured, 2, config.model_dump_json(), timeout=600)[0]
-    last = RunDirectory(config.run.directory)
-    sizes = [path.stat().st_size for path in checkpoint.complete(last)[-1].rglob("*") if path.is_file()]
-    waited, written = sum(s["waited"] for s in seconds), sum(s["written"] for s in seconds)
-    share = waited / (waited + written)
-    return {"mib": round(sum(sizes) / 2**20, 1), "checkpoints": seconds, "share_waited": round(share, 4)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=50, help="events at two ranks (default 50); 0 leaves the campaign out")
@@ -154,8 +114,6 @@ def main() -> None:
     started, results = time.monotonic(), {"machine": machine(), "seed": chosen.seed}
     with tempfile.TemporaryDirectory() as place:
         folder = write_inputs(Path(place) / "inputs")
-        results["cost"] = cost(Path(place) / "cost")
-        print("cost", json.dumps(results["cost"]), flush=True)
         if chosen.worlds:
             results["other_worlds"] = other_worlds(folder, chosen.worlds, random.Random(chosen.seed))
             print("other worlds", json.dumps(results["other_worlds"]), flush=True)
