@@ -1,15 +1,21 @@
-"""Score a trained run, an untrained model or given embeddings on a prepared retrieval set.
+"""Score a trained run, an untrained model, given embeddings or a TREC run on a prepared retrieval set.
 
-    accelerate launch launch/evaluate.py DATA_DIR --run RUN_DIR --out FILE.json
+    accelerate launch launch/evaluate.py DATA_DIR --run RUN_DIR [--best] --out FILE.json
     accelerate launch launch/evaluate.py DATA_DIR --config RUN.yaml --out FILE.json
     accelerate launch launch/evaluate.py DATA_DIR --embeddings DIR --out FILE.json
+    python launch/evaluate.py DATA_DIR --run-in RESULTS.run --out FILE.json
+    python launch/evaluate.py --run-in RESULTS.run --qrels QRELS --out FILE.json
 
---run takes the latest checkpoint of a run directory, --config the base model of a run's YAML as it is. DIR holds corpus.npy,
-corpus_ids.txt, queries.npy and queries_ids.txt. Every process encodes and searches its share; the numbers don't depend on how
-many there are (`python launch/evaluate.py` is one). They are defined in hybrid_scale/retrieval/evaluate.py.
+--run takes the latest checkpoint of a run directory (--best: the one that checkpoints/best names), --config the base model of a
+run's YAML as it is. Their embeddings are kept in --store, by default RUN_DIR/embeddings/SET/CHECKPOINT: the same command again
+goes on after a kill and searches without encoding. --embeddings DIR holds such stores, or corpus.npy, corpus_ids.txt,
+queries.npy and queries_ids.txt. Every process encodes what is free and searches its share; the numbers don't depend on how many
+there are (`python launch/evaluate.py` is one). They are defined in hybrid_scale/retrieval/measures.py. FILE.parquet beside
+FILE.json holds the values of single queries.
 """
 
 import argparse
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,66 +23,142 @@ from typing import Any
 import numpy as np
 
 from hybrid_scale import dist
-from hybrid_scale.config import load_config
+from hybrid_scale.config import RunConfig, load_config
 from hybrid_scale.data.records import RetrievalSet
 from hybrid_scale.data.text import load_text_encoder
 from hybrid_scale.errors import HybridScaleError, RunError, describe
 from hybrid_scale.model.load import load_embedder
-from hybrid_scale.retrieval.encode import encode_corpus, encode_queries
-from hybrid_scale.retrieval.evaluate import evaluate
+from hybrid_scale.retrieval.encode import Encoding, encode_stored
+from hybrid_scale.retrieval.evaluate import evaluate, evaluate_run_file, write_table
 from hybrid_scale.retrieval.index import Shard
-from hybrid_scale.retrieval.vectors import open_embeddings
+from hybrid_scale.retrieval.trec import score_files, write_qrels
+from hybrid_scale.retrieval.vectors import open_embeddings, open_stored
 from hybrid_scale.runs import RunDirectory, write_json
-from hybrid_scale.train.checkpoint import latest
+from hybrid_scale.train.checkpoint import COMPLETE, best, damage, latest
+from hybrid_scale.train.resume import model_digests
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="prepared retrieval set (launch/prepare.py)")
+    parser.add_argument("data", type=Path, nargs="?", help="prepared retrieval set (launch/prepare.py)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run directory: its latest checkpoint is scored")
     source.add_argument("--config", type=Path, help="YAML of a run: its base model is scored, untrained")
     source.add_argument("--embeddings", type=Path, help="folder with the vectors of its corpus and queries")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    source.add_argument("--run-in", type=Path, help="results of another system as a TREC run")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write; single queries go to .parquet beside it")
+    parser.add_argument("--best", action="store_true", help="with --run: the checkpoint that scored best in training")
+    parser.add_argument("--store", type=Path, help="folder for the embeddings of --run and --config")
     parser.add_argument("--top-k", type=int, default=100, help="results a query in --run-file (default 100)")
     parser.add_argument("--run-file", type=Path, help="also write the results as a TREC run")
+    parser.add_argument("--qrels", type=Path, help="with --run-in and without a prepared set: TREC judgments")
+    parser.add_argument("--qrels-out", type=Path, help="also write the judgments of the set as TREC qrels")
+    order = "order of --run-in: `score` as trec_eval (ties by the higher id), or its column `rank`"
+    parser.add_argument("--run-order", choices=["score", "rank"], default="score", help=order)
+    own = "a passage with the query's id is no result (BEIR's rule; by default as the prepared set says)"
+    parser.add_argument("--drop-own-id", action=argparse.BooleanOptionalAction, default=None, help=own)
+    parser.add_argument("--memory-gib", type=float, help="memory for a rank's vectors (default: evaluation.shard_memory_gib)")
     chosen = parser.parse_args(given)
+    _refuse_contradictions(parser, chosen)
+    return chosen
+
+
+def _refuse_contradictions(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
     if chosen.top_k < 1:
         parser.error("--top-k must be at least 1")
-    return chosen
+    if chosen.best and not chosen.run:
+        parser.error("--best needs --run")
+    if chosen.store and not (chosen.run or chosen.config):
+        parser.error("--store needs --run or --config")
+    if bool(chosen.data) == bool(chosen.qrels) or (chosen.qrels and not chosen.run_in):
+        parser.error("give a prepared set, or --run-in with --qrels")
 
 
 def summary(result: dict[str, Any]) -> str:
     """One line of facts, then one line a metric."""
-    head = f"{result['task']}: {result['queries']} queries, {result['passages']} passages, {len(result['languages'])} languages"
+    head = f"{result.get('task', result.get('run'))}: {result['queries']} queries"
+    if "passages" in result:
+        head += f", {result['passages']} passages, {len(result['languages'])} languages"
     lines = [f"  {name:26s}{'-' if value is None else f'{value:.4f}'}" for name, value in result["metrics"].items()]
-    notes = [f"  {result[key]} {key.replace('_', ' ')}" for key in ("queries_without_relevant", "skipped_pairs") if result[key]]
-    return "\n".join([head, *lines, *notes])
+    counts = ("queries_without_relevant", "queries_without_results", "skipped_pairs", "own_ids_dropped")
+    notes = [f"  {result[key]} {key.replace('_', ' ')}" for key in counts if result.get(key)]
+    refusals = [f"  no {name}: {reason}" for name, reason in result["refused"].items()]
+    return "\n".join([head, *lines, *notes, *refusals])
+
+
+def checkpoint_of(run: RunDirectory, take_best: bool) -> Path:
+    """The checkpoint to score, whole. Raises RunError: there is none."""
+    if not take_best:
+        found = latest(run)
+        if found is None:
+            raise RunError(describe(str(run.checkpoints), "no complete checkpoint", "a trained run is needed", "Train it first."))
+        return found
+    found = best(run)
+    if found is None:
+        remedy = "Train with training.keep_best, or leave --best out."
+        raise RunError(describe(str(run.checkpoints), "no best checkpoint", "training.keep_best names one", remedy))
+    reason = dist.first_rank_does(lambda: damage(found))
+    if reason is not None:
+        raise RunError(describe(str(found), reason, "a checkpoint is whole", "Leave --best out."))
+    return found
+
+
+def model_facts(config: RunConfig, checkpoint: Path | None) -> dict[str, Any]:
+    """What names the weights and how they are used, as JSON: files of the base, SHA-256 of what was trained, pooling, ..."""
+    settings = config.model
+    facts: dict[str, Any] = {"base": model_digests(settings), "trained": None}
+    if checkpoint is not None:
+        sums = [line for line in (checkpoint / COMPLETE).read_text(encoding="utf-8").splitlines() if "  adapter/" in line]
+        facts["trained"] = hashlib.sha256("\n".join(sorted(sums)).encode()).hexdigest()
+    for name in ("quantization", "dtype", "attention", "pooling", "end_token"):
+        facts[name] = getattr(settings, name)
+    return facts
 
 
 def encode(chosen: argparse.Namespace, task: RetrievalSet) -> tuple[np.ndarray, Shard]:
     """Vectors of all queries and of this rank's share of the corpus, by a replica of the model on each rank."""
     run = RunDirectory(chosen.run) if chosen.run else None
     config = run.config() if run else load_config(chosen.config)
-    checkpoint = latest(run) if run else None
-    if run and checkpoint is None:
-        raise RunError(describe(str(run.checkpoints), "no complete checkpoint", "a trained run is needed", "Train it first."))
+    checkpoint = checkpoint_of(run, chosen.best) if run else None
+    home = (run or RunDirectory(config.run.directory)).embeddings
+    store = chosen.store or home / task.name / (checkpoint.name if checkpoint else "base")
     embedder = load_embedder(config.model, config.run.seed, checkpoint / "adapter" if checkpoint else None)
     embedder = embedder.to(dist.device()).eval()
-    encoder, tokens = load_text_encoder(config), config.training.max_tokens_per_embedding_batch
-    return (
-        encode_queries(task, encoder, lambda batch: embedder(**batch), tokens),
-        Shard(*encode_corpus(task, encoder, lambda batch: embedder(**batch), tokens)),
+    facts = dist.first_rank_does(lambda: model_facts(config, checkpoint))
+    tokens, dtype = config.training.max_tokens_per_embedding_batch, config.evaluation.embedding_dtype
+    encoder = load_text_encoder(config)
+    queries = encode_stored(
+        task, "query", store / "queries", Encoding(facts, encoder, lambda batch: embedder(**batch), tokens, "float32")
     )
+    corpus = encode_stored(
+        task, "passage", store / "corpus", Encoding(facts, encoder, lambda batch: embedder(**batch), tokens, dtype)
+    )
+    return open_stored(queries, corpus, task, chosen.memory_gib or config.evaluation.shard_memory_gib, checked=True)
+
+
+def score(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The numbers; files that go beside them are written."""
+    per_query = chosen.out.with_suffix(".parquet")
+    if chosen.qrels:
+        result, table = score_files(chosen.run_in, chosen.qrels, chosen.run_order)
+        write_table(per_query, table, {"run": chosen.run_in.name, "qrels": chosen.qrels.name})
+        return result
+    task = RetrievalSet(chosen.data)
+    if chosen.qrels_out:
+        dist.first_rank_does(lambda: write_qrels(chosen.qrels_out, task))
+    if chosen.run_in:
+        return evaluate_run_file(task, chosen.run_in, chosen.run_order, per_query)
+    queries, shard = (
+        open_embeddings(chosen.embeddings, task, chosen.memory_gib or 4.0) if chosen.embeddings else encode(chosen, task)
+    )
+    return evaluate(task, queries, shard, chosen.top_k, chosen.run_file, per_query, chosen.drop_own_id)
 
 
 def main(given: list[str] | None = None) -> int:
     chosen = arguments(given)
     try:
         dist.start()
-        task = RetrievalSet(chosen.data)
-        queries, shard = open_embeddings(chosen.embeddings, task) if chosen.embeddings else encode(chosen, task)
-        result = evaluate(task, queries, shard, chosen.top_k, chosen.run_file)
+        result = score(chosen)
         dist.first_rank_does(lambda: write_json(chosen.out, result))
         if dist.rank() == 0:
             print(summary(result))

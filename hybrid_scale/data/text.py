@@ -118,6 +118,11 @@ def _digest(tokenizer: PreTrainedTokenizerBase, *settings: object) -> str:
     return hashlib.sha256((state + repr(settings)).encode()).hexdigest()[:16]
 
 
+def role_digest(encoder: TextEncoder, role: Role) -> str:
+    """Names everything that the token ids of a text of this role depend on."""
+    return _digest(encoder.tokenizer, encoder.prompts[role], encoder.max_tokens[role], encoder.begin, encoder.end)
+
+
 def length_table(folder: Path, name: str, texts: TextTable, role: Role, encoder: TextEncoder) -> np.ndarray:
     """Token length of every text [len(texts)] int32, after cutting; computed once, then memory-mapped.
 

@@ -1,7 +1,10 @@
-"""A model over the retrieval sets of a run: encode, search, score, one JSON file a set. Knows no engine: `embed` is handed in."""
+"""A model over the retrieval sets of a run: encode in lock-step, search, score, one JSON file a set, and for the final model the
+values of single queries. Knows no engine: `embed` is handed in.
+"""
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from hybrid_scale import dist
@@ -11,6 +14,7 @@ from hybrid_scale.data.text import TextEncoder
 from hybrid_scale.retrieval.encode import Embed, encode_corpus, encode_queries
 from hybrid_scale.retrieval.evaluate import evaluate
 from hybrid_scale.retrieval.index import Shard
+from hybrid_scale.retrieval.store import rounded
 from hybrid_scale.runs import RunDirectory, write_json
 
 SHOWN = ("mono_map", "cross_map", "multi_map", "rank_distance", "ndcg@10", "recall@100")
@@ -20,21 +24,24 @@ def evaluate_run(config: RunConfig, run: RunDirectory, encoder: TextEncoder, emb
     """Score every set of `data.evaluate` and write `eval/SET.json` (or `.step-N.json`). Collective."""
     for directory in config.data.evaluate:
         task = RetrievalSet(directory)
-        result = score(task, config, encoder, embed)
+        path = run.evaluation_file(task.name, step)
+        result = score(task, config, encoder, embed, path.with_suffix(".parquet") if step is None else None)
         if dist.rank() == 0:
-            path = run.evaluation_file(task.name, step)
             write_json(path, {"step": step, **result})
             print(f"{summary(result)}  -> {path}", file=sys.stderr, flush=True)
 
 
-def score(task: RetrievalSet, config: RunConfig, encoder: TextEncoder, embed: Embed) -> dict[str, Any]:
-    """Metrics of one set; see `retrieval.evaluate`."""
+def score(
+    task: RetrievalSet, config: RunConfig, encoder: TextEncoder, embed: Embed, per_query_file: Path | None = None
+) -> dict[str, Any]:
+    """Metrics of one set; see `retrieval.evaluate`. Passages are rounded to the type in which launch/evaluate.py stores them."""
     started = time.monotonic()
     tokens = config.training.max_tokens_per_embedding_batch
     queries = encode_queries(task, encoder, embed, tokens)
     numbers, vectors = encode_corpus(task, encoder, embed, tokens)
     encoded = time.monotonic()
-    result = evaluate(task, queries, Shard(numbers, vectors), config.evaluation.top_k)
+    shard = Shard(numbers, rounded(vectors, config.evaluation.embedding_dtype))
+    result = evaluate(task, queries, shard, config.evaluation.top_k, per_query_file=per_query_file)
     seconds = {"encode": round(encoded - started, 2), "search": round(time.monotonic() - encoded, 2)}
     return {**result, "seconds": seconds}
 

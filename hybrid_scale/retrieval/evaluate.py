@@ -1,114 +1,124 @@
 """Score one retrieval set: vectors in, one dictionary of numbers out (JSON, the same on every rank).
 
-A *pool* is the set of passages that a query is ranked against: the *union* is the whole corpus, a *language pool* its passages
-of one language. Ranks are exact at any depth (index.count_above); ties go to the passage that comes first in the corpus.
-Knows no model and no text; gradings of 0 or below count as not relevant.
-
-Over all queries with a relevant passage, in the union pool:
-    ndcg@10  recall@100  mrr@10  map   as in metrics.py; `map` over the full ranking
-    r@1                  share of queries whose first result is relevant
-When the corpus has several languages also, with XQ a query language and XC a passage language (SCIENCE: the paper's measures):
-    mono_map, mono_r@1   queries of XQ in the pool of XC = XQ: mean over its queries, then over languages
-    cross_map, cross_r@1 the same over ordered pairs XQ != XC
-    multi_map            queries of XQ in the union, mean over its queries, then over XQ
-    multi_r@10           share of a query's relevant passages among the first ten of the union, averaged likewise
-    rank_distance        see bias.py, in the union, averaged likewise; rank_distance_normalised divides by pool size - 1
-A (query, XC) pair without a relevant passage is skipped and counted in `skipped_pairs`; a query without any is counted in
-`queries_without_relevant`. A number that nothing was averaged into is null.
+Ranks are exact at any depth (index.count_above); ties go to the passage that comes first in the corpus. The numbers are
+defined in measures.py.
+Knows no model and no text.
 
 Shapes: Q queries, J judged pairs with a positive grade, X query languages, C passage languages.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import parquet
 
 from hybrid_scale import dist
 from hybrid_scale.data.records import RetrievalSet, TextTable
 from hybrid_scale.errors import RunError, describe
-from hybrid_scale.retrieval import bias, metrics
-from hybrid_scale.retrieval.index import Shard, count_above, search
-from hybrid_scale.retrieval.metrics import RelevantRanks
+from hybrid_scale.retrieval import bias, trec
+from hybrid_scale.retrieval.index import Shard, count_above, judged_keys, search
+from hybrid_scale.retrieval.measures import Judged, matrix, per_query, summarise
 from hybrid_scale.runs import atomic_path
-
-Measure = Callable[[RelevantRanks], np.ndarray]
-
-UNION_MEASURES: dict[str, Measure] = {
-    "ndcg@10": lambda relevant: metrics.ndcg(relevant, 10),
-    "recall@100": lambda relevant: metrics.recall(relevant, 100),
-    "mrr@10": lambda relevant: metrics.reciprocal_rank(relevant, 10),
-    "map": metrics.average_precision,
-    "r@1": lambda relevant: metrics.success(relevant, 1),
-}
-LANGUAGE_POOL_MEASURES: dict[str, Measure] = {"map": UNION_MEASURES["map"], "r@1": UNION_MEASURES["r@1"]}
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What the measures need: languages as numbers, judged pairs, and how many passages of each language beat them."""
-
-    query_languages: list[str]
-    passage_languages: list[str]
-    query_language: np.ndarray
-    """[Q]"""
-    query: np.ndarray
-    """[J]"""
-    language: np.ndarray
-    """[J] of the judged passage"""
-    grade: np.ndarray
-    """[J]"""
-    above: np.ndarray
-    """[J, C]"""
-
-    def union(self) -> RelevantRanks:
-        return RelevantRanks(self.query, 1 + self.above.sum(1), len(self.query_language), self.grade)
-
-    def language_pool(self, language: int) -> RelevantRanks:
-        there = self.language == language
-        ranks = 1 + self.above[there, language]
-        return RelevantRanks(self.query[there], ranks, len(self.query_language), self.grade[there])
 
 
 def evaluate(
-    task: RetrievalSet, query_vectors: np.ndarray, shard: Shard, top_k: int = 100, run_file: Path | None = None
+    task: RetrievalSet,
+    query_vectors: np.ndarray,
+    shard: Shard,
+    top_k: int = 100,
+    run_file: Path | None = None,
+    per_query_file: Path | None = None,
+    drop_own_id: bool | None = None,
 ) -> dict[str, Any]:
     """All measures of `task` for these vectors. All ranks call it, each with all queries [Q, D] and its own shard.
 
     `top_k` results a query are searched as well: they give the top-1 languages and the optional TREC `run_file`, and they are
-    compared with the counted ranks. Raises RunError when the two disagree (broken arithmetic), DataError as index.py does.
+    compared with the counted ranks. `per_query_file`: Parquet with the values of single queries (measures.per_query).
+    `drop_own_id`: a passage whose id is the query's id is no result (see `own_passages`); None: as the prepared set says.
+    Raises RunError when search and counting disagree (broken arithmetic), DataError as index.py does.
     """
-    query_languages, query_language = _languages(task, task.queries)
-    passage_languages, passage_language = _languages(task, task.corpus)
-    qrels = task.qrels[task.qrels[:, 2] > 0]
-    above = count_above(query_vectors, shard, qrels[:, 0], qrels[:, 1], passage_language[shard.numbers], len(passage_languages))
-    judged = Judged(
-        query_languages, passage_languages, query_language, qrels[:, 0], passage_language[qrels[:, 1]], qrels[:, 2], above
-    )
-    scores, numbers = search(query_vectors, shard, top_k)
-    _check_agreement(numbers, qrels, 1 + above.sum(1))
+    drop = drops_own_id(task) if drop_own_id is None else drop_own_id
+    own = own_passages(task) if drop else np.full(len(task.queries), -1, np.int64)
+    judged = _count(task, query_vectors, shard, own)
+    scores, numbers = without(*search(query_vectors, shard, top_k + int((own >= 0).any())), own, top_k)
+    result = outcome(task, judged, scores, numbers, run_file, per_query_file)
+    return result | ({"own_ids_dropped": int((own >= 0).sum())} if drop else {})
+
+
+def judge(task: RetrievalSet, above: np.ndarray, found: np.ndarray | None = None) -> Judged:
+    """The positive judgments of a set, in the order of its qrels, with how many passages of each language beat them.
+
+    `above` int64 [J, C] by any scorer (as index.count_above, C the languages that occur in the corpus, in the order of
+    `task.languages`); `found` [J]: False where the ranking lacks the passage; None: it has all.
+    """
+    query_languages, query_language = languages_of(task, task.queries)
+    passage_languages, passage_language = languages_of(task, task.corpus)
+    qrels = positive(task)
+    found = np.ones(len(qrels), bool) if found is None else found
+    language = passage_language[qrels[:, 1]]
+    return Judged(query_languages, passage_languages, query_language, qrels[:, 0], language, qrels[:, 2], above, found)
+
+
+def outcome(
+    task: RetrievalSet,
+    judged: Judged,
+    scores: np.ndarray,
+    numbers: np.ndarray,
+    run_file: Path | None = None,
+    per_query_file: Path | None = None,
+) -> dict[str, Any]:
+    """Numbers and files of one scorer: counted ranks, and its best results [Q, k] (number -1: none). All ranks call it alike.
+
+    Raises RunError when the two disagree.
+    """
+    _check_agreement(numbers, positive(task)[:, 1], judged)
+    passage_language = languages_of(task, task.corpus)[1]
+    first = np.where(numbers[:, 0] >= 0, passage_language[numbers[:, 0]], -1)
     if run_file is not None:
-        dist.first_rank_does(lambda: write_run(run_file, task, scores, numbers))
-    top = bias.top_language_shares(query_language, passage_language[numbers[:, 0]], len(query_languages), len(passage_languages))
-    return _facts(task, judged) | _scores(judged, len(task.corpus)) | {"top1_language_matrix": _matrix(judged, top)}
+        dist.first_rank_does(lambda: trec.write_run(run_file, task, scores, numbers))
+    if per_query_file is not None:
+        dist.first_rank_does(lambda: write_per_query(per_query_file, task, judged, first))
+    some = first >= 0
+    shape = (len(judged.query_languages), len(judged.passage_languages))
+    top = bias.top_language_shares(judged.query_language[some], first[some], *shape)
+    return facts(task, judged) | summarise(judged, len(task.corpus)) | {"top1_language_matrix": matrix(judged, top)}
 
 
-def _languages(task: RetrievalSet, table: TextTable) -> tuple[list[str], np.ndarray]:
+def _count(task: RetrievalSet, query_vectors: np.ndarray, shard: Shard, own: np.ndarray) -> Judged:
+    """Ranks by counting, the passage `own` [Q] of a query (-1: none) taken out."""
+    passage_languages, passage_language = languages_of(task, task.corpus)
+    query, passage = positive(task)[:, :2].T
+    above = count_above(query_vectors, shard, query, passage, passage_language[shard.numbers], len(passage_languages))
+    if (own >= 0).any():
+        asking = np.flatnonzero(own >= 0)
+        own_keys = np.full(len(own), np.iinfo(np.int64).min)
+        own_keys[asking] = judged_keys(query_vectors, shard, asking, own[asking])
+        beaten = own_keys[query] > judged_keys(query_vectors, shard, query, passage)
+        above[beaten, passage_language[own[query[beaten]]]] -= 1
+    return judge(task, above, passage != own[query])
+
+
+def positive(task: RetrievalSet) -> np.ndarray:
+    """The judgments above 0: int64 [J, 3] query, passage, grade."""
+    return np.asarray(task.qrels[task.qrels[:, 2] > 0])
+
+
+def languages_of(task: RetrievalSet, table: TextTable) -> tuple[list[str], np.ndarray]:
     """The languages that occur in a table, in the task's order, and the number of each row's."""
-    codes = pc.index_in(table.table.column("lang"), value_set=pa.array(task.languages, pa.large_string()))
-    present, numbers = np.unique(codes.to_numpy(), return_inverse=True)
-    return [task.languages[code] for code in present], numbers
+    codes = pc.index_in(table.table.column("lang"), value_set=pa.array(task.languages, pa.large_string())).to_numpy()
+    counts = np.bincount(codes, minlength=len(task.languages))
+    numbers = (np.cumsum(counts > 0) - 1).astype(np.int16)
+    return [language for language, count in zip(task.languages, counts, strict=True) if count], numbers[codes]
 
 
-def _check_agreement(numbers: np.ndarray, qrels: np.ndarray, rank: np.ndarray) -> None:
+def _check_agreement(numbers: np.ndarray, passage: np.ndarray, judged: Judged) -> None:
     """Counting and searching take different paths to the same order: a judged passage of rank r is result r."""
-    listed = rank <= numbers.shape[1]
-    wrong = int((numbers[qrels[listed, 0], rank[listed] - 1] != qrels[listed, 1]).sum())
+    listed = judged.ranks <= numbers.shape[1]
+    place = judged.ranks[listed].astype(np.int64) - 1
+    wrong = int((numbers[judged.query[listed], place] != passage[listed]).sum())
     if wrong:
         rule = "search and counting must give them the same rank"
         raise RunError(
@@ -116,7 +126,40 @@ def _check_agreement(numbers: np.ndarray, qrels: np.ndarray, rank: np.ndarray) -
         )
 
 
-def _facts(task: RetrievalSet, judged: Judged) -> dict[str, Any]:
+# --------------------------------------------------------------------------------------------------------------- own ids
+
+
+def drops_own_id(task: RetrievalSet) -> bool:
+    """Whether the prepared set's source asks for it: `drop_own_id` in the manifest's `source`, false where it isn't there."""
+    return bool(task.manifest["source"].get("drop_own_id", False))
+
+
+def own_passages(task: RetrievalSet) -> np.ndarray:
+    """For each query the number of the passage with the same id, -1 where there is none: int64 [Q].
+
+    BEIR takes such a passage out of the results (not out of the qrels, where it counts as not found): in ArguAna and Quora the
+    queries are passages of the corpus.
+    """
+    found = pc.index_in(task.queries.table.column("id"), value_set=task.corpus.table.column("id"))
+    own: np.ndarray = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    return own
+
+
+def without(scores: np.ndarray, numbers: np.ndarray, own: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Results [Q, k] without each query's `own` passage; a list that is one short ends with number -1, score -infinity."""
+    if not (own >= 0).any():
+        return scores[:, :k], numbers[:, :k]
+    kept = numbers != own[:, None]
+    order = np.argsort(~kept, axis=1, kind="stable")  # the own passage goes to the end
+    scores = np.take_along_axis(np.where(kept, scores, -np.inf).astype(np.float32), order, 1)
+    numbers = np.take_along_axis(np.where(kept, numbers, -1), order, 1)
+    return scores[:, :k], numbers[:, :k]
+
+
+# ----------------------------------------------------------------------------------------------------------------- files
+
+
+def facts(task: RetrievalSet, judged: Judged) -> dict[str, Any]:
     return {
         "task": task.name,
         "queries": len(task.queries),
@@ -127,75 +170,32 @@ def _facts(task: RetrievalSet, judged: Judged) -> dict[str, Any]:
     }
 
 
-def _scores(judged: Judged, passages: int) -> dict[str, Any]:
-    """`metrics`, `by_language`, `map_matrix`, `skipped_pairs`."""
-    union = judged.union()
-    per_query = {name: measure(union) for name, measure in UNION_MEASURES.items()}
-    overall = {name: metrics.mean(values) for name, values in per_query.items()}
-    by_language = {name: _by_language(judged, values) for name, values in per_query.items()}
-    matrices = {
-        name: np.stack([_by_language(judged, measure(judged.language_pool(c))) for c in range(len(judged.passage_languages))], 1)
-        for name, measure in LANGUAGE_POOL_MEASURES.items()
-    }
-    if len(judged.passage_languages) > 1:
-        by_language |= _multilingual(judged, union, matrices, passages)
-        multilingual = {name: metrics.mean(values) for name, values in by_language.items() if name not in overall}
-        multilingual |= {f"cross_{name}": _cross(judged, matrix) for name, matrix in matrices.items()}
-        overall |= multilingual
-    pairs = len(judged.query_language) * len(judged.passage_languages)
-    return {
-        "metrics": {name: _number(value) for name, value in overall.items()},
-        "by_language": {name: dict(zip(judged.query_languages, map(_number, v), strict=True)) for name, v in by_language.items()},
-        "map_matrix": _matrix(judged, matrices["map"]),
-        "skipped_pairs": pairs - len(np.unique(np.stack([judged.query, judged.language]), axis=1).T),
-    }
+def write_per_query(path: Path, task: RetrievalSet, judged: Judged, first: np.ndarray | None) -> None:
+    """The table of single queries as Parquet; its metadata name the set."""
+    table = per_query(judged, task.queries.column("id"), task.queries.column("group"), first)
+    write_table(path, table, {"task": task.name, "fingerprint": task.fingerprint})
 
 
-def _multilingual(judged: Judged, union: RelevantRanks, matrices: dict[str, np.ndarray], passages: int) -> dict[str, np.ndarray]:
-    """Values by query language [X] of the measures of a corpus in several languages; all but cross_* average to their metric."""
-    same = _same_language(judged)
-    distance = bias.rank_distance(judged.query, 1 + judged.above.sum(1), judged.language, len(judged.query_language))
-    values = {"multi_map": metrics.average_precision(union), "multi_r@10": metrics.recall(union, 10)}
-    values |= {"rank_distance": distance, "rank_distance_normalised": distance / (passages - 1)}
-    result = {name: _by_language(judged, value) for name, value in values.items()}
-    for name, matrix in matrices.items():
-        result[f"mono_{name}"] = np.array([metrics.mean(row[own]) for row, own in zip(matrix, same, strict=True)])
-        result[f"cross_{name}"] = np.array([metrics.mean(row[~own]) for row, own in zip(matrix, same, strict=True)])
-    return result
+def write_table(path: Path, table: pa.Table, facts: dict[str, str]) -> None:
+    with atomic_path(path) as beside:
+        parquet.write_table(table.replace_schema_metadata(facts), beside)
 
 
-def _cross(judged: Judged, matrix: np.ndarray) -> float:
-    """Mean over ordered pairs: where pairs are missing it isn't the mean over query languages."""
-    return metrics.mean(matrix[~_same_language(judged)])
+def evaluate_run_file(
+    task: RetrievalSet, path: Path, order: trec.Order = "score", per_query_file: Path | None = None
+) -> dict[str, Any]:
+    """All measures of `task` for the results in a TREC run, down to the depth that it has: what it doesn't list isn't found.
 
-
-def _same_language(judged: Judged) -> np.ndarray:
-    """[X, C] whether query and passage language are one."""
-    return np.array(judged.query_languages)[:, None] == np.array(judged.passage_languages)[None, :]
-
-
-def _by_language(judged: Judged, values: np.ndarray) -> np.ndarray:
-    """Mean over the queries of each query language: [Q] -> [X]."""
-    return np.array([metrics.mean(values[judged.query_language == x]) for x in range(len(judged.query_languages))])
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
-
-
-def _matrix(judged: Judged, values: np.ndarray) -> dict[str, Any]:
-    return {
-        "query_languages": judged.query_languages,
-        "passage_languages": judged.passage_languages,
-        "values": [[_number(value) for value in row] for row in values],
-    }
-
-
-def write_run(path: Path, task: RetrievalSet, scores: np.ndarray, numbers: np.ndarray) -> None:
-    """A TREC run: `query Q0 passage rank score hybrid_scale`, a line a result. Scorers that sort it break ties their way."""
-    query_ids = task.queries.column("id")
-    with atomic_path(path) as beside, open(beside, "w", encoding="utf-8") as file:
-        for query, row_scores, row_numbers in zip(query_ids, scores, numbers, strict=True):
-            ids = task.corpus.column("id", row_numbers)
-            for rank, (passage, score) in enumerate(zip(ids, row_scores, strict=True), start=1):
-                file.write(f"{query} Q0 {passage} {rank} {score:.9g} hybrid_scale\n")
+    Raises DataError: a line that isn't one of a run, an id that the set doesn't hold, a passage twice for a query.
+    """
+    results = trec.read_run(path, order)
+    query = trec.numbers_of(results.query_ids, task.queries, f"{path}: queries", task.name)[results.query]
+    passage = trec.numbers_of(results.passage_ids, task.corpus, f"{path}: passages", task.name)[results.passage]
+    passage_languages, passage_language = languages_of(task, task.corpus)
+    wanted = positive(task)
+    above, found = trec.ranks_in(query, passage, passage_language, len(passage_languages), wanted[:, 0], wanted[:, 1])
+    judged = judge(task, above, found)
+    if per_query_file is not None:
+        write_per_query(per_query_file, task, judged, None)
+    missing = len(task.queries) - len(np.unique(query))
+    return facts(task, judged) | summarise(judged, len(task.corpus)) | {"run": path.name, "queries_without_results": missing}

@@ -11,7 +11,7 @@ Shapes: Q queries, n passages of a shard, D dimensions, J judged pairs, C langua
 import importlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
@@ -40,20 +40,45 @@ CELLS = 2**24 if torch.cuda.is_available() else 2**20
 # ------------------------------------------------------------------------------------------------------------- shards
 
 
-class Shard:
-    """Passage numbers int64 [n] and their vectors float16 or float32 [n, D] (may be memory-mapped), finite throughout.
+class Vectors(Protocol):
+    """A NumPy array, or what gives one for a slice of rows and for an integer array of rows."""
 
-    `name` turns a row of the shard into words for error messages. Raises DataError on shapes, types or numbers that
-    don't fit, on NaN and on infinity.
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
+
+
+class Shard:
+    """Passage numbers int64 [n] and their vectors float16 or float32 [n, D] (may lie on disk), finite throughout.
+
+    `name` turns a row of the shard into words for error messages. `largest_norm` (of all vectors, or more), where it is
+    known, saves reading them all. `block_bytes`: float32 bytes of vectors to convert at a time, if less than BLOCK_BYTES.
+    Raises DataError on shapes, types or numbers that don't fit, on NaN and on infinity.
     """
 
-    def __init__(self, numbers: np.ndarray, vectors: np.ndarray, name: Callable[[int], str] | None = None):
+    def __init__(
+        self,
+        numbers: np.ndarray,
+        vectors: Vectors,
+        name: Callable[[int], str] | None = None,
+        largest_norm: float | None = None,
+        block_bytes: int | None = None,
+    ):
         self.numbers = np.asarray(numbers, np.int64)
         self.vectors = vectors
         self.name = name or (lambda row: f"passage {self.numbers[row]}")
+        self.block_bytes = block_bytes
         self._check_shape()
-        self.largest_norm = self._largest_norm()
-        self._order = np.argsort(self.numbers, kind="stable")
+        self.largest_norm = self._largest_norm() if largest_norm is None else largest_norm
+        rising = bool((self.numbers[1:] > self.numbers[:-1]).all())
+        self._order = None if rising else np.argsort(self.numbers, kind="stable")
         self._check_numbers()
 
     def __len__(self) -> int:
@@ -67,8 +92,8 @@ class Shard:
         """Row of each passage number in this shard, -1 where it isn't held."""
         if not len(self):
             return np.full(len(numbers), -1, np.int64)
-        place = np.searchsorted(self.numbers, numbers, sorter=self._order)
-        row = self._order[np.minimum(place, len(self) - 1)]
+        place = np.minimum(np.searchsorted(self.numbers, numbers, sorter=self._order), len(self) - 1)
+        row = place if self._order is None else self._order[place]
         return np.where(self.numbers[row] == numbers, row, -1)
 
     def _check_shape(self) -> None:
@@ -79,7 +104,7 @@ class Shard:
             raise DataError(describe("shard", found, "every passage number has one vector"))
 
     def _check_numbers(self) -> None:
-        ordered = self.numbers[self._order]
+        ordered = self.numbers if self._order is None else self.numbers[self._order]
         if len(ordered) and (ordered[0] < 0 or ordered[-1] >= NUMBER_LIMIT):
             raise DataError(describe("shard", f"passage numbers {ordered[0]} to {ordered[-1]}", f"0 <= number < {NUMBER_LIMIT}"))
         twice = ordered[1:][ordered[1:] == ordered[:-1]]
@@ -190,7 +215,7 @@ def _shard_answer(queries: np.ndarray, shard: Shard, k: int, width: int) -> Tens
 def _candidates(queries: np.ndarray, shard: Shard, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The `width` best rows of a shard by float32 score, in no order: approximate scores and rows, [Q, width]."""
     scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-    for block in shard.blocks(max(1, BLOCK_BYTES // (4 * queries.shape[1]))):
+    for block in shard.blocks(max(1, min(BLOCK_BYTES, shard.block_bytes or BLOCK_BYTES) // (4 * queries.shape[1]))):
         block_best, block_rows = _nearest(queries, shard.vectors[block], min(width, block.stop - block.start))
         scores, rows = np.hstack([scores, block_best]), np.hstack([rows, block_rows + block.start])
         if scores.shape[1] > width:
@@ -296,9 +321,10 @@ def count_in_shard(
     counts = np.zeros((len(query), languages), np.int64)
     block_rows = max(1, int(CELLS**0.5))
     for block in shard.blocks(block_rows):
-        by_language = block.start + np.argsort(language[block], kind="stable")
+        by_language = np.argsort(language[block], kind="stable")
         ends = np.cumsum(np.bincount(language[block], minlength=languages))[:-1].tolist()
-        vectors, numbers = _exact(shard.vectors[by_language]), torch.from_numpy(shard.numbers[by_language]).to(dist.device())
+        vectors = _exact(np.asarray(shard.vectors[block])[by_language])
+        numbers = torch.from_numpy(shard.numbers[block][by_language]).to(dist.device())
         for part in _parts(len(query), block_rows):
             judged = order[part]
             asked, pair = np.unique(query[judged], return_inverse=True)

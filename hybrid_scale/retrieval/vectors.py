@@ -1,10 +1,11 @@
-"""Open given embeddings of a retrieval set: two matrices and the ids of their rows.
+"""Open the vectors of a retrieval set: a store that we encoded, or two given matrices and the ids of their rows.
 
+    DIR/corpus/  DIR/queries/               stores (store.py)
     DIR/corpus.npy   DIR/corpus_ids.txt     float16 or float32 [passages, dimensions], one id a line
     DIR/queries.npy  DIR/queries_ids.txt    the same for queries
 
-Rows may be in any order; ids must be those of the retrieval set, each once. The corpus stays on disk (memory-mapped), and each
-rank opens an equal slice of its rows.
+Given rows may be in any order; ids must be those of the retrieval set, each once. The corpus stays on disk (matrices are
+memory-mapped, stores read in blocks where they exceed the memory given), and each rank opens an equal slice of its rows.
 Knows no model and no measure.
 """
 
@@ -16,19 +17,60 @@ import pyarrow.compute as pc
 
 from hybrid_scale import dist
 from hybrid_scale.data.records import RetrievalSet, TextTable
+from hybrid_scale.data.text import Role
 from hybrid_scale.errors import DataError, describe
+from hybrid_scale.retrieval.encode import texts_digest
 from hybrid_scale.retrieval.index import Shard
+from hybrid_scale.retrieval.store import Store, open_store, refuse_difference
+from hybrid_scale.retrieval.stored import StoredVectors
 
 SHOWN_IDS = 3
 
 
-def open_embeddings(directory: Path | str, task: RetrievalSet) -> tuple[np.ndarray, Shard]:
+def open_embeddings(directory: Path | str, task: RetrievalSet, memory_gib: float = 4.0) -> tuple[np.ndarray, Shard]:
     """Query vectors float32 [Q, D] in the task's order, and this rank's shard of the corpus.
 
     Raises DataError (on every rank): a file is missing or not an array, rows and ids differ in number, ids that the task
-    doesn't know or that are missing, an id twice, NaN or infinity, queries and corpus of different dimensions.
+    doesn't know or that are missing, an id twice, NaN or infinity, queries and corpus of different dimensions; a store of
+    other texts, or a part of it that is missing or damaged.
     """
-    return dist.together(lambda: _open(Path(directory), task))
+    directory = Path(directory)
+    if (directory / "corpus" / "manifest.json").is_file():
+        queries, corpus = (dist.together(lambda kind=kind: open_store(directory / kind)) for kind in ("queries", "corpus"))
+        return open_stored(queries, corpus, task, memory_gib)
+    return dist.together(lambda: _open(directory, task))
+
+
+def open_stored(
+    queries: Store, corpus: Store, task: RetrievalSet, memory_gib: float = 4.0, checked: bool = False
+) -> tuple[np.ndarray, Shard]:
+    """As `open_embeddings`, from stores. `memory_gib`: up to this size a rank's shard is held in memory.
+
+    `checked`: the parts are known to be whole (encode.encode_stored saw to it); else each rank reads its share of them first.
+    """
+    dist.first_rank_does(lambda: _refuse_other_texts(queries, corpus, task))
+    if not checked:
+        dist.together(lambda: _check_share(queries, corpus))
+
+    def read() -> tuple[np.ndarray, Shard]:
+        whole = np.asarray(StoredVectors(queries, 0, queries.rows, float("inf"))[:], np.float32)
+        first, end = (corpus.rows * part // dist.world_size() for part in (dist.rank(), dist.rank() + 1))
+        vectors = StoredVectors(corpus, first, end, memory_gib * 2**30)
+        name = lambda row: f"passage {task.corpus.column('id', np.array([first + row]))[0]!r}"  # noqa: E731
+        return whole, Shard(np.arange(first, end), vectors, name, vectors.largest_norm(), vectors.block_bytes)
+
+    return dist.together(read)
+
+
+def _check_share(*stores: Store) -> None:
+    for store in stores:
+        store.check(range(dist.rank(), store.parts, dist.world_size()))
+
+
+def _refuse_other_texts(queries: Store, corpus: Store, task: RetrievalSet) -> None:
+    roles: list[tuple[Role, Store]] = [("query", queries), ("passage", corpus)]
+    for role, store in roles:
+        refuse_difference(str(store.directory), {"texts": store.identity["texts"]}, {"texts": texts_digest(task, role)})
 
 
 def _open(directory: Path, task: RetrievalSet) -> tuple[np.ndarray, Shard]:

@@ -66,7 +66,8 @@ def reference_map(config: RunConfig, task: RetrievalSet) -> tuple[float, float]:
 
 
 def test_any_number_of_ranks_gives_the_plain_result(folder):
-    config = make_config(folder, training={"max_tokens_per_embedding_batch": 100})
+    exact = {"embedding_dtype": "float32"}
+    config = make_config(folder, training={"max_tokens_per_embedding_batch": 100}, evaluation=exact)
     multi, mono = reference_map(config, RetrievalSet(folder / "test"))
     for world in (1, 2, 4):
         results = run_ranks(score_on_this_rank, world, config.model_dump_json(), str(folder / "test"))
@@ -89,5 +90,5 @@ def test_files_of_a_run(folder, tmp_path):
     run = RunDirectory(tmp_path)
     for step in (5, None):
         evaluate_run(config, run, load_text_encoder(config), lambda batch: embedder(**batch), step)
-    assert sorted(path.name for path in run.evaluations.iterdir()) == ["test.json", "test.step-5.json"]
+    assert sorted(path.name for path in run.evaluations.iterdir()) == ["test.json", "test.parquet", "test.step-5.json"]
     assert json.loads((run.evaluations / "test.step-5.json").read_text())["step"] == 5
