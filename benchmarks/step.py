@@ -346,7 +346,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="timed steps of each start")
     parser.add_argument("--model", type=Path, help="case B: folder of a decoder")
     parser.add_argument("--data", type=Path, help="case B: prepared pairs")
-    parser.add_argument("--longest", type=int, default=128, help="case B: tokens at which texts are cut")
+    parser.add_argument("--longest", type=int, default=512, help="case B: tokens at which texts are cut")
     parser.add_argument("--json", type=Path, default=RESULTS)
     return parser.parse_args()
 
