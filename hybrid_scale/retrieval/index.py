@@ -20,7 +20,16 @@ from torch import Tensor
 
 from hybrid_scale import dist
 from hybrid_scale.errors import DataError, describe
-from hybrid_scale.retrieval.scores import EMPTY, NUMBER_LIMIT, block_scores, float32_slack, pack, pair_scores, unpack
+from hybrid_scale.retrieval.scores import (
+    EMPTY,
+    NUMBER_LIMIT,
+    beaten_by,
+    block_scores,
+    float32_slack,
+    pack,
+    pair_scores,
+    unpack,
+)
 
 # Below its threshold faiss leaves BLAS: 3 to 17 times slower for small batches.
 faiss.cvar.distance_compute_blas_threshold = 1
@@ -264,8 +273,7 @@ def _rest(queries: np.ndarray, shard: Shard, approximate: np.ndarray) -> Tensor:
     """A key that no passage outside the candidates exceeds: [Q, 1]."""
     if approximate.shape[1] == len(shard):
         return torch.full((len(queries), 1), EMPTY)
-    # Tensor cores may round each addition twice as coarsely as IEEE.
-    slack = float32_slack(torch.from_numpy(queries), shard.largest_norm, units=2.0 if _on_gpu() else 1.0)
+    slack = float32_slack(torch.from_numpy(queries), shard.largest_norm, _rounding_units())
     highest = torch.from_numpy(approximate.min(1)).double() + slack
     above = torch.nextafter(highest.float(), torch.tensor(torch.inf))
     return pack(above, torch.tensor(0))[:, None]
@@ -286,8 +294,17 @@ def _scan(queries: np.ndarray, shard: Shard, k: int) -> Tensor:
     return best
 
 
+def _rounding_units() -> float:
+    """Rounding of one float32 addition in half units in the last place: tensor cores may be twice as coarse as IEEE."""
+    return 2.0 if torch.cuda.is_available() else 1.0
+
+
 def _exact(vectors: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(vectors)).to(dist.device()).double()  # np.array: torch wants it writable
+    return _on_device(vectors).double()
+
+
+def _on_device(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(array)).to(dist.device())  # np.array: torch wants it writable
 
 
 def _parts(rows: int, step: int) -> Iterator[slice]:
@@ -323,14 +340,14 @@ def count_in_shard(
     for block in shard.blocks(block_rows):
         by_language = np.argsort(language[block], kind="stable")
         ends = np.cumsum(np.bincount(language[block], minlength=languages))[:-1].tolist()
-        vectors = _exact(np.asarray(shard.vectors[block])[by_language])
-        numbers = torch.from_numpy(shard.numbers[block][by_language]).to(dist.device())
+        vectors = _on_device(np.asarray(shard.vectors[block])[by_language]).float()
+        numbers = _on_device(shard.numbers[block][by_language])
         for part in _parts(len(query), block_rows):
             judged = order[part]
             asked, pair = np.unique(query[judged], return_inverse=True)
-            keys = pack(block_scores(_exact(queries[asked]), vectors), numbers)  # [asked, block]
-            bars = torch.from_numpy(wanted[judged, None]).to(keys.device)
-            above = keys.index_select(0, torch.from_numpy(pair).to(keys.device)) > bars  # [part, block]
+            some, keys = _on_device(queries[asked]), _on_device(wanted[judged])
+            slack = float32_slack(some, shard.largest_norm, _rounding_units())
+            above = beaten_by(some, vectors, numbers, _on_device(pair), keys, slack)  # [part, block]
             sums = [columns.sum(1) for columns in above.tensor_split(ends, dim=1)]
             counts[judged] += torch.stack(sums, dim=1).cpu().numpy()
     return counts

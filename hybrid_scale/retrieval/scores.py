@@ -62,6 +62,29 @@ def float32_slack(queries: Tensor, largest_norm: float, units: float) -> Tensor:
     return units * (dimensions + 8) * HALF_ULP32 * queries.double().norm(dim=1) * largest_norm + dimensions * 2.0**-126
 
 
+def beaten_by(queries: Tensor, passages: Tensor, numbers: Tensor, pair: Tensor, keys: Tensor, slack: Tensor) -> Tensor:
+    """Which passages of a block have a larger key than the given ones: bool [p, b].
+
+    `queries` [q, D] and `passages` [b, D] float32, `numbers` [b]; key `keys[i]` [p] is asked of query `pair[i]`; `slack` [q] as
+    `float32_slack` gives. A float32 product of matrices decides all pairs but those within `slack` of the key's score; these
+    take the canonical score, one by one or, where they are many (copies, a collapsed model), the whole block.
+    """
+    scores = (queries @ passages.T).index_select(0, pair)
+    bars, slack = unpack(keys)[0].double(), slack[pair]
+    infinity = scores.new_tensor(torch.inf)
+    highest, lowest = (torch.nextafter((bars + slack).float(), infinity), torch.nextafter((bars - slack).float(), -infinity))
+    above = scores > highest[:, None]
+    row, column = torch.nonzero((scores >= lowest[:, None]) & ~above, as_tuple=True)
+    if len(row) * 16 > scores.numel():
+        exact = pack(block_scores(queries.double(), passages.double()), numbers)
+        return exact.index_select(0, pair) > keys[:, None]
+    step = max(1, PAIRS_AT_ONCE // queries.shape[1])
+    for some_rows, some_columns in zip(row.split(step), column.split(step), strict=True):
+        exact = pair_scores(queries[pair[some_rows]], passages[some_columns])
+        above[some_rows, some_columns] = pack(exact, numbers[some_columns]) > keys[some_rows]
+    return above
+
+
 def pack(scores: Tensor, numbers: Tensor) -> Tensor:
     """int64 keys: the larger key has the higher score, or an equal score and the lower number. Shapes broadcast."""
     bits = (scores + 0.0).view(torch.int32).to(torch.int64)  # + 0.0: -0.0 and 0.0 are one score
