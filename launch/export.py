@@ -17,9 +17,10 @@ from typing import Any
 from hybrid_scale.config import RunConfig
 from hybrid_scale.data.text import load_text_encoder
 from hybrid_scale.errors import HybridScaleError, RunError, describe
-from hybrid_scale.model.export import FORMATS, Merging, Trained, export, push
+from hybrid_scale.model.export import export, push
+from hybrid_scale.model.trained import FORMATS, Merging, Trained
 from hybrid_scale.runs import RunDirectory, read_json
-from hybrid_scale.train.checkpoint import latest
+from hybrid_scale.train.checkpoint import complete, damage, folder_name, latest
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
@@ -45,11 +46,13 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
 def open_run(chosen: argparse.Namespace) -> Trained:
     run = RunDirectory(chosen.run)
     config = run.config()
-    folder = run.checkpoints / f"step_{chosen.step:08d}" if chosen.step is not None else latest(run)
-    if folder is None or not (folder / "COMPLETE").is_file():
-        complete = sorted(int(path.parent.name[5:]) for path in run.checkpoints.glob("step_*/COMPLETE"))
-        rule = f"no complete checkpoint; there are those of steps {complete}"
-        raise RunError(describe(str(run.checkpoints), chosen.step or "latest", rule, "Train the run, or choose one of them."))
+    folder = run.checkpoints / folder_name(chosen.step) if chosen.step is not None else latest(run)
+    reason = "there is none" if folder is None or not folder.is_dir() else damage(folder)
+    if folder is None or reason:
+        steps = [int(path.name.removeprefix("step_")) for path in complete(run)]
+        rule = f"no whole checkpoint ({reason}); complete are those of steps {steps}"
+        remedy = "Train the run, or choose another one."
+        raise RunError(describe(str(run.checkpoints), chosen.step if chosen.step is not None else "latest", rule, remedy))
     step = int(folder.name.removeprefix("step_"))
     manifest = read_json(run.manifest_file) if run.manifest_file.exists() else {}
     texts, scores = load_text_encoder(config), read_scores(run, step, last=step == config.training.max_steps)

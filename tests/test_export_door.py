@@ -1,6 +1,7 @@
 """The export door on runs that were really trained: LoRA, QLoRA and all weights; which step, which scores; refusals."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_what_a_user_can_do_wrong_ends_with_2(runs, tmp_path, capsys):
         ([run, "--to", str(tmp_path / "full")], "an export never overwrites"),
         (
             [run, "--to", str(tmp_path / "out"), "--step", "7"],
-            "found 7; no complete checkpoint; there are those of steps [1, 2, 3]",
+            "found 7; no whole checkpoint (there is none); complete are those of steps [1, 2, 3]",
         ),
         ([run, "--to", str(tmp_path / "out"), "--format", "adapter"], "the run trained all weights"),
         ([str(tmp_path / "absent"), "--to", str(tmp_path / "out")], "config.yaml"),
@@ -112,6 +113,21 @@ def test_what_a_user_can_do_wrong_ends_with_2(runs, tmp_path, capsys):
         with pytest.raises(SystemExit):
             door.main([run, "--to", str(tmp_path / "out"), *push])
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_a_damaged_step_is_not_exported(runs, tmp_path, capsys):
+    """One bit of the adapter flipped, COMPLETE untouched: refused by --step; without it the step before is taken."""
+    run = shutil.copytree(runs["lora"].run.directory, tmp_path / "run")
+    path = run / "checkpoints" / "step_00000003" / "adapter" / "adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    given = ["--to", str(tmp_path / "out"), "--format", "adapter"]
+    assert door.main([str(run), *given, "--step", "3"]) == 2
+    assert "found 3; no whole checkpoint (adapter/adapter_model.safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert door.main([str(run), *given]) == 0
+    assert "step 2 as adapter" in capsys.readouterr().out
 
 
 def test_push_comes_after_a_whole_export_and_only_when_asked(runs, tmp_path, monkeypatch):

@@ -39,9 +39,11 @@ from transformers import (
 from hybrid_scale.data.text import load_text_encoder
 from hybrid_scale.errors import ModelError, RunError
 from hybrid_scale.model import export as exporting
-from hybrid_scale.model.export import Merging, Trained, export, model_card, new_folder, push, save_trained
+from hybrid_scale.model.card import model_card
+from hybrid_scale.model.export import export, new_folder, push, save_trained
 from hybrid_scale.model.load import load_embedder
 from hybrid_scale.model.tiny import write_model, write_tokenizer
+from hybrid_scale.model.trained import FORMATS, Merging, Trained
 from tests.train.setup import make_config
 
 TEXTS = [
@@ -226,7 +228,7 @@ def test_bidirectional_attention_is_refused_where_it_cant_be_said(base, tmp_path
         AutoModel.from_config(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         run = trained(folder, tmp_path / name, attention="bidirectional", attention_implementation="sdpa")
-        for format in exporting.FORMATS[1:]:
+        for format in FORMATS[1:]:
             with pytest.raises(ModelError, match=f"{said}.*adapter"):
                 export(run, format, tmp_path / "out", Merging("float32"))
         assert list(tmp_path.glob("*out*")) == []
@@ -345,7 +347,8 @@ import sys
 from pathlib import Path
 from hybrid_scale.config import RunConfig
 from hybrid_scale.model import load
-from hybrid_scale.model.export import Merging, Trained, export
+from hybrid_scale.model.export import export
+from hybrid_scale.model.trained import Merging, Trained
 from hybrid_scale.data.text import load_text_encoder
 
 def memory(kind):
