@@ -33,7 +33,7 @@ from transformers import AutoConfig, LlamaConfig, Qwen2Config
 
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig, validate
-from hybrid_scale.model import stream
+from hybrid_scale.model import nf4, quantise, skeleton, stream, weight_files
 
 RESULTS = Path(__file__).parent / "results" / "load.json"
 ZERO3 = Path(__file__).parent.parent / "ds_configs" / "zero3.json"
@@ -78,7 +78,7 @@ def write_checkpoint(folder: Path, gigabytes: float) -> LlamaConfig:
         name = f"model-{file + 1:05d}-of-{FILES:05d}.safetensors"
         save_file(held, folder / name, metadata={"format": "pt"})
         where.update(dict.fromkeys(held, name))
-    (folder / stream.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (folder / weight_files.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
     return config
 
 
@@ -157,7 +157,7 @@ def run_config(base: Path, folder: Path) -> str:
 
 def measure(folder: Path, config: LlamaConfig, worlds: list[int]) -> list[dict[str, Any]]:
     rows = []
-    slots = stream.slots_of(stream.make_skeleton(config, torch.bfloat16, "sdpa", four_bit=True))
+    slots = nf4.slots_of(skeleton.make_skeleton(config, torch.bfloat16, "sdpa", four_bit=True))
     for world in worlds:
         share = stream.share_bytes(slots, torch.bfloat16, world)
         ideal = sum(share[key] for key in ("4-bit weights", "other weights", "quantisation state")) / MB
@@ -233,7 +233,7 @@ def shapes(worlds: list[int]) -> list[dict[str, Any]]:
     heads = ("4-bit", "others", "state", "share", "in passing", "whole in 4 bits")
     print(f"{'GB a rank':>14}{'ranks':>7}" + "".join(f"{head:>{width}}" for head, width in zip(heads, WIDTHS, strict=True)))
     for name, config in LARGE.items():
-        slots = stream.slots_of(stream.make_skeleton(config, torch.bfloat16, "sdpa", four_bit=True))
+        slots = nf4.slots_of(skeleton.make_skeleton(config, torch.bfloat16, "sdpa", four_bit=True))
         one = stream.share_bytes(slots, torch.bfloat16, 1)
         one.pop("largest weight in passing")
         for world in worlds:
@@ -273,7 +273,7 @@ def loads(given: argparse.Namespace) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(folder / "model")
         started, cpu = time.monotonic(), time.process_time()
         torch.set_num_threads(1)
-        stream.quantise(str(folder / "model"), folder / "nf4", "bfloat16")
+        quantise.quantise(str(folder / "model"), folder / "nf4", "bfloat16")
         once = {"seconds": time.monotonic() - started, "cpu_s": time.process_time() - cpu}
         size = sum(path.stat().st_size for path in (folder / "model").glob("*.safetensors")) / 1e9
         print(f"{size:.2f} GB in bfloat16, {config.num_hidden_layers} layers; written in 4 bits in {once['seconds']:.1f} s")

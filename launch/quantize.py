@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from hybrid_scale.errors import HybridScaleError
-from hybrid_scale.model.stream import quantise
+from hybrid_scale.model.quantise import quantise
 
 
 def main() -> int:

@@ -21,8 +21,11 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig  # noqa: E402
 from hybrid_scale.config import LoraSettings, ModelSettings  # noqa: E402
 from hybrid_scale.costs import ParameterCounts  # noqa: E402
 from hybrid_scale.errors import ModelError, describe  # noqa: E402
-from hybrid_scale.model import packing, stream  # noqa: E402
+from hybrid_scale.model import packing  # noqa: E402
 from hybrid_scale.model.embedder import Embedder  # noqa: E402
+from hybrid_scale.model.nf4 import nf4  # noqa: E402
+from hybrid_scale.model.quantise import check_written  # noqa: E402
+from hybrid_scale.model.stream import load_sharded  # noqa: E402
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -55,7 +58,7 @@ def load_embedder(
 
 
 def _load_backbone(settings: ModelSettings, shards: dict[str, Any] | None) -> Any:
-    stream.check_written(settings)
+    check_written(settings)
     try:
         config = _read_config(settings)
         if settings.packed:
@@ -64,7 +67,7 @@ def _load_backbone(settings: ModelSettings, shards: dict[str, Any] | None) -> An
         attention = packing.NAME if packed else settings.attention_implementation
         backbone = None
         if shards is not None and settings.lora is not None:
-            backbone = stream.load_sharded(settings, config, attention, shards)
+            backbone = load_sharded(settings, config, attention, shards)
         if backbone is None:
             backbone = _load_whole(settings, config, attention)
     except (OSError, ValueError) as error:
@@ -81,7 +84,7 @@ def _load_whole(settings: ModelSettings, config: PretrainedConfig, attention: st
     options: dict[str, Any] = {}
     if settings.quantization == "nf4":
         if not hasattr(config, "quantization_config"):  # written in 4 bits: it says itself how
-            options["quantization_config"] = stream.nf4(DTYPES[settings.dtype])
+            options["quantization_config"] = nf4(DTYPES[settings.dtype])
         if torch.cuda.is_available():
             options["device_map"] = {"": torch.cuda.current_device()}
     return AutoModel.from_pretrained(

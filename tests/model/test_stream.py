@@ -28,7 +28,7 @@ from transformers import (
 from hybrid_scale import dist
 from hybrid_scale.config import ModelSettings, RunConfig
 from hybrid_scale.errors import ModelError
-from hybrid_scale.model import stream
+from hybrid_scale.model import nf4, quantise, skeleton, stream, weight_files
 from hybrid_scale.model.load import load_embedder
 from hybrid_scale.train.engine import make_accelerator, make_engine, read_deepspeed_config
 from launch import quantize
@@ -67,7 +67,7 @@ def write_checkpoint(folder: Path, family: str) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("stream")
     for family in FAMILIES:
-        stream.quantise(str(write_checkpoint(place, family)), place / f"{family}-nf4", FAMILIES[family][2])
+        quantise.quantise(str(write_checkpoint(place, family)), place / f"{family}-nf4", FAMILIES[family][2])
     return place
 
 
@@ -99,7 +99,7 @@ def on_this_rank(tree: str, streamed: bool, adapter: Path | None = None) -> dict
     states = {
         name: {key: value.clone() for key, value in m.quant_state.as_dict(packed=True).items()}
         for name, m in embedder.named_modules()
-        if isinstance(m, stream.bnb.nn.Linear4bit)
+        if isinstance(m, nf4.bnb.nn.Linear4bit)
     }
     return {
         "embeddings": embeddings.detach().clone(),
@@ -165,7 +165,7 @@ def check_shares(held: dict[str, Any], source: Path, world: int) -> None:
 
 @pytest.mark.distributed
 def test_biases_in_bfloat16_are_those_of_the_stock_load(folder):
-    stream.quantise(str(folder / "qwen2"), folder / "qwen2-nf4-16", "bfloat16")
+    quantise.quantise(str(folder / "qwen2"), folder / "qwen2-nf4-16", "bfloat16")
     tree = config_of(folder, "qwen2", zero(3, folder), dtype="bfloat16").model_dump_json()
     stock = run_ranks(on_this_rank, 2, tree, False)[0]
     for base in ("qwen2", "qwen2-nf4-16"):
@@ -271,8 +271,8 @@ def write_single(source: Path, target: Path, tensors: dict[str, torch.Tensor]) -
 
 
 def names_of(folder: Path, written: bool = False) -> dict[str, str]:
-    skeleton = stream.make_skeleton(AutoConfig.from_pretrained(folder), torch.bfloat16, "eager", four_bit=True)
-    return stream.match_names(skeleton, stream.Checkpoint(str(folder)), written)
+    model = skeleton.make_skeleton(AutoConfig.from_pretrained(folder), torch.bfloat16, "eager", four_bit=True)
+    return weight_files.match_names(model, weight_files.Checkpoint(str(folder)), written)
 
 
 FIRST = "layers.0.mlp.up_proj.weight"
@@ -325,11 +325,11 @@ def test_tied_embeddings_under_the_name_of_the_head(folder, tmp_path, capsys):
 
 def test_no_weights_at_all(tmp_path):
     with pytest.raises(ModelError, match=r"neither model\.safetensors nor"):
-        stream.Checkpoint(str(tmp_path))
+        weight_files.Checkpoint(str(tmp_path))
 
 
 def test_parts_of_a_tensor_are_read_exactly(folder):
-    checkpoint, tensors = stream.Checkpoint(str(folder / "llama")), merged(folder / "llama")
+    checkpoint, tensors = weight_files.Checkpoint(str(folder / "llama")), merged(folder / "llama")
     for name in (f"model.{FIRST}", "model.norm.weight"):
         flat = tensors[name].reshape(-1)
         for start, stop in ((0, len(flat)), (7, 19), (3, 4), (5, 5), (len(flat), len(flat))):
@@ -343,7 +343,7 @@ def test_parts_of_a_tensor_are_read_exactly(folder):
 def test_written_folder_is_what_transformers_saves(folder, tmp_path, family):
     """Names, types and bytes against `save_pretrained` of the stock 4-bit model; transformers loads ours to the same output."""
     dtype = getattr(torch, FAMILIES[family][2])
-    options: dict[str, Any] = {"dtype": dtype, "quantization_config": stream.nf4(dtype)}
+    options: dict[str, Any] = {"dtype": dtype, "quantization_config": nf4.nf4(dtype)}
     AutoModel.from_pretrained(folder / family, **options).save_pretrained(tmp_path / "stock")
     ours, theirs = merged(folder / f"{family}-nf4"), merged(tmp_path / "stock")
     assert same({n: t.reshape(-1).view(torch.uint8) for n, t in ours.items()}, bytes_of(theirs))
@@ -358,8 +358,8 @@ def bytes_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def test_files_are_begun_anew_at_a_size(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "FILE_BYTES", 5000)
-    stream.quantise(str(folder / "llama"), tmp_path / "out", "bfloat16")
+    monkeypatch.setattr(quantise, "FILE_BYTES", 5000)
+    quantise.quantise(str(folder / "llama"), tmp_path / "out", "bfloat16")
     files = list((tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 2
     assert all(path.stat().st_size < 10_000 for path in files)
@@ -367,34 +367,35 @@ def test_files_are_begun_anew_at_a_size(folder, tmp_path, monkeypatch):
 
 
 def test_chunks_change_nothing(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "CHUNK", 128)
-    stream.quantise(str(folder / "llama"), tmp_path / "out", "bfloat16")
+    monkeypatch.setattr(nf4, "CHUNK", 128)
+    quantise.quantise(str(folder / "llama"), tmp_path / "out", "bfloat16")
     assert same(merged(tmp_path / "out"), merged(folder / "llama-nf4"))
 
 
 def test_repeating_is_harmless_another_source_is_refused(folder, tmp_path):
     out = tmp_path / "out"
-    first = stream.quantise(str(folder / "llama"), out, "bfloat16")
+    first = quantise.quantise(str(folder / "llama"), out, "bfloat16")
     times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert stream.quantise(str(folder / "llama"), out, "bfloat16") == first == json.loads((out / stream.MANIFEST).read_text())
+    assert quantise.quantise(str(folder / "llama"), out, "bfloat16") == first
+    assert json.loads((out / quantise.MANIFEST).read_text()) == first
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
     with pytest.raises(ModelError, match="another source: digest"):
-        stream.quantise(str(folder / "qwen2"), out, "bfloat16")
+        quantise.quantise(str(folder / "qwen2"), out, "bfloat16")
     with pytest.raises(ModelError, match="another quantisation: dtype bfloat16 there, float32 wanted"):
-        stream.quantise(str(folder / "llama"), out, "float32")
+        quantise.quantise(str(folder / "llama"), out, "float32")
     with pytest.raises(ModelError, match="isn't a quantised model"):
-        stream.quantise(str(folder / "llama"), folder / "qwen2", "bfloat16")
+        quantise.quantise(str(folder / "llama"), folder / "qwen2", "bfloat16")
 
 
 def test_content_hash_sees_a_changed_weight(folder, tmp_path):
     base = copy_of(folder / "llama", tmp_path / "llama")
-    before, quick = stream.source_digest(base, content=True), stream.source_digest(base)
+    before, quick = quantise.source_digest(base, content=True), quantise.source_digest(base)
     path = sorted(base.glob("*.safetensors"))[0]
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
-    assert stream.source_digest(base) == quick
-    assert stream.source_digest(base, content=True)["content"] != before["content"]
+    assert quantise.source_digest(base) == quick
+    assert quantise.source_digest(base, content=True)["content"] != before["content"]
     (base / "config.json").write_text((base / "config.json").read_text() + " ")
-    assert stream.source_digest(base)["digest"] != quick["digest"]
+    assert quantise.source_digest(base)["digest"] != quick["digest"]
 
 
 @pytest.mark.parametrize(
@@ -412,17 +413,17 @@ def test_a_folder_of_other_settings_is_refused(folder, settings, message):
 
 def test_a_folder_without_double_quantisation_is_refused(folder, tmp_path):
     base = copy_of(folder / "llama-nf4", tmp_path / "llama")
-    manifest = json.loads((base / stream.MANIFEST).read_text())
+    manifest = json.loads((base / quantise.MANIFEST).read_text())
     manifest["quantisation"]["double_quant"] = False
-    (base / stream.MANIFEST).write_text(json.dumps(manifest))
+    (base / quantise.MANIFEST).write_text(json.dumps(manifest))
     settings = ModelSettings(base=str(base), quantization="nf4")
     with pytest.raises(ModelError, match="double_quant False there, True wanted"):
-        stream.check_written(settings)
+        quantise.check_written(settings)
 
 
 def test_sources_that_are_not_written(folder, tmp_path):
     with pytest.raises(ModelError, match="quantised already"):
-        stream.quantise(str(folder / "llama-nf4"), tmp_path / "twice", "bfloat16")
+        quantise.quantise(str(folder / "llama-nf4"), tmp_path / "twice", "bfloat16")
     assert not (tmp_path / "twice").exists()
 
 
@@ -457,7 +458,7 @@ def test_cuts_worked_by_hand():
 
 def test_bytes_worked_by_hand():
     """A 64 x 128 weight: 8,192 weights, 2,048 stored, 128 blocks (1 nested); a norm of 10 in bfloat16; 3 ranks."""
-    slots = [stream.Slot("a", (64, 128), True), stream.Slot("b", (10,), False)]
+    slots = [nf4.Slot("a", (64, 128), True), nf4.Slot("b", (10,), False)]
     found = stream.share_bytes(slots, torch.bfloat16, 3)
     assert found["4-bit weights"] == 683 * 2
     assert found["other weights"] == 4 * 2
@@ -466,7 +467,7 @@ def test_bytes_worked_by_hand():
 
 def test_progress_is_quiet_then_true(capsys):
     clock = iter([0.0, 1.0, 9.9, 12.0, 13.0, 22.0])
-    progress = stream.Progress("loading", 6_000_000_000, lambda: next(clock))
+    progress = weight_files.Progress("loading", 6_000_000_000, lambda: next(clock))
     for _ in range(2):
         progress.add(1_000_000_000)
     assert capsys.readouterr().err == ""
@@ -490,15 +491,15 @@ def test_a_buffer_that_nothing_computes_is_an_error():
     config = FAMILIES["llama"][0]
     with torch.device("meta"):
         good, bad = LlamaModel(config), ExtraBuffer(config)
-    stream._fill_buffers(good, torch.device("cpu"))
+    skeleton.fill_buffers(good, torch.device("cpu"))
     assert torch.equal(good.rotary_emb.inv_freq, LlamaModel(config).rotary_emb.inv_freq)
     with pytest.raises(ModelError, match=r"ExtraBuffer: nothing computes the buffers \['norm.forgotten'\]"):
-        stream._fill_buffers(bad, torch.device("cpu"))
+        skeleton.fill_buffers(bad, torch.device("cpu"))
 
 
 def test_merged_experts_are_left_to_transformers():
     config = MixtralConfig(**SIZES, hidden_size=32, intermediate_size=48, num_local_experts=2)
-    reason = stream.why_not(stream.make_skeleton(config, torch.bfloat16, "eager", four_bit=True))
+    reason = skeleton.why_not(skeleton.make_skeleton(config, torch.bfloat16, "eager", four_bit=True))
     assert reason == "transformers renames or merges its weights"
     for config, _, _ in FAMILIES.values():
-        assert stream.why_not(stream.make_skeleton(config, torch.bfloat16, "eager", four_bit=True)) is None
+        assert skeleton.why_not(skeleton.make_skeleton(config, torch.bfloat16, "eager", four_bit=True)) is None
