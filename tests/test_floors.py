@@ -17,19 +17,24 @@ ROOT = Path(__file__).resolve().parent.parent
 MINIMUM_MODULES = 25
 """Far fewer than there are: guards against a walk that finds nothing."""
 
-GROUND = ("errors", "config", "runs", "costs", "dist", "statistics")
+PLANNING = ("architecture", "hardware", "costs", "speed", "planner")
+GROUND = ("errors", "config", "runs", *PLANNING, "dist", "statistics")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
     "config": ("errors",),
     "runs": ("errors", "config"),
-    "costs": ("errors", "config"),
+    "architecture": ("errors",),
+    "hardware": ("errors",),
+    "costs": ("errors", "config", "architecture"),
+    "speed": ("errors", "config", "architecture", "hardware", "costs"),
+    "planner": ("errors", "config", "architecture", "hardware", "costs", "speed"),
     "dist": ("errors", "config"),
     "statistics": ("errors",),
     "data": (*GROUND, "data"),
     "model": (*GROUND, "model"),
     "train": (*GROUND, "data", "model", "train"),
     "retrieval": (*GROUND, "data", "model", "retrieval"),
-    "study": ("errors", "config", "runs", "costs", "statistics", "study"),
+    "study": ("errors", "config", "runs", *PLANNING, "statistics", "study"),
     "launch": (*GROUND, "data", "model", "train", "retrieval", "study"),
 }
 """Part -> the parts it may import. Nothing may import `launch`, not even `launch`."""
@@ -47,7 +52,8 @@ HOMES: dict[str, tuple[str, ...]] = {
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 TORCH_FREE = (
-    *("errors", "config", "runs", "costs", "statistics", "study", "retrieval.metrics", "retrieval.bias"),
+    *PLANNING,
+    *("errors", "config", "runs", "statistics", "study", "retrieval.metrics", "retrieval.bias"),
     *("data.records", "data.sampler", "data.strata", "data.shuffle", "data.partition", "data.sources"),
 )
 """Modules (or packages with all they hold) that work on a login node without torch."""

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 
 from hybrid_scale import dist
+from hybrid_scale.architecture import find
 from hybrid_scale.config import RunConfig, dump_config
-from hybrid_scale.costs import MemoryNeed, ParameterCounts, memory_need, static_bytes
+from hybrid_scale.costs import MemoryNeed, ParameterCounts, Widths, memory_need, static_bytes
 from hybrid_scale.data.records import Pairs
 from hybrid_scale.data.sampler import HybridSampler
 from hybrid_scale.data.text import TextEncoder, length_table, load_text_encoder
-from hybrid_scale.errors import ConfigError, describe
+from hybrid_scale.errors import ConfigError, ModelError, describe
 from hybrid_scale.model.load import DTYPES, count_parameters, load_embedder
 from hybrid_scale.model.shape import read_shape
 from hybrid_scale.runs import RunDirectory, read_json, write_json
@@ -220,7 +221,11 @@ def choose_shard_group(config: RunConfig, data: TrainingData, world: int, gpus_p
     shape = data.shape
 
     def need() -> MemoryNeed:
-        return memory_need(config, count_parameters(config.model), shape.hidden, shape.intermediate, shape.layers)
+        try:
+            widths = Widths.of(find(config.model.base))  # as launch/plan.py counts them
+        except ModelError:
+            widths = Widths(shape.hidden, shape.intermediate, shape.layers, shape.attention_width, shape.key_value_width)
+        return memory_need(config, count_parameters(config.model), widths, world)
 
     return shard_group(config, need, world, gpus_per_node)
 
