@@ -40,7 +40,7 @@ WIDEST = 2048
 """Most candidates of a query that faiss is asked for (its limit on GPUs); wider lists come from a full scan."""
 LARGEST_SCORE = 1e37
 """Scores beyond it could overflow float32."""
-BLOCK_BYTES = 2**28
+BLOCK_BYTES = 2**28 if torch.cuda.is_available() else 2**26
 """Vectors converted to float32 at a time."""
 CELLS = 2**24 if torch.cuda.is_available() else 2**20
 """Numbers in one working array: scores of a block, vectors to re-score, keys between ranks (on a CPU 8 MiB, about its cache)."""
@@ -224,8 +224,10 @@ def _shard_answer(queries: np.ndarray, shard: Shard, k: int, width: int) -> Tens
 def _candidates(queries: np.ndarray, shard: Shard, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The `width` best rows of a shard by float32 score, in no order: approximate scores and rows, [Q, width]."""
     scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-    for block in shard.blocks(max(1, min(BLOCK_BYTES, shard.block_bytes or BLOCK_BYTES) // (4 * queries.shape[1]))):
-        block_best, block_rows = _nearest(queries, shard.vectors[block], min(width, block.stop - block.start))
+    block_size = max(1, min(BLOCK_BYTES, shard.block_bytes or BLOCK_BYTES) // (4 * queries.shape[1]))
+    space = np.empty((0 if _on_gpu() else min(block_size, len(shard)), queries.shape[1]), np.float32)  # new pages for each
+    for block in shard.blocks(block_size):  # block would cost a tenth of the search
+        block_best, block_rows = _nearest(queries, shard.vectors[block], min(width, block.stop - block.start), space)
         scores, rows = np.hstack([scores, block_best]), np.hstack([rows, block_rows + block.start])
         if scores.shape[1] > width:
             kept = np.argpartition(scores, -width, axis=1)[:, -width:]
@@ -233,10 +235,13 @@ def _candidates(queries: np.ndarray, shard: Shard, width: int) -> tuple[np.ndarr
     return scores, rows
 
 
-def _nearest(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """faiss on this rank's GPU or CPU: float32 scores and rows, [Q, k]."""
+def _nearest(queries: np.ndarray, vectors: np.ndarray, k: int, space: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """faiss on this rank's GPU or CPU: float32 scores and rows, [Q, k]. `space`: where the CPU may put a float32 copy."""
     if not _on_gpu():
-        return faiss.knn(queries, np.asarray(vectors, np.float32), k, metric=faiss.METRIC_INNER_PRODUCT)
+        if vectors.dtype != np.float32:
+            np.copyto(space[: len(vectors)], vectors)
+            vectors = space[: len(vectors)]
+        return faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
     importlib.import_module("faiss.contrib.torch_utils")  # teaches knn_gpu torch tensors
     on_gpu = torch.from_numpy(np.array(vectors)).to(dist.device()).float()
     scores, rows = faiss.knn_gpu(
