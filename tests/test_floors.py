@@ -43,7 +43,11 @@ HOMES: dict[str, tuple[str, ...]] = {
     "deepspeed": ("hybrid_scale/train/engine.py", "hybrid_scale/model/stream.py"),
     "accelerate": ("hybrid_scale/train/engine.py",),
     "torch.distributed": ("hybrid_scale/dist.py",),
-    "faiss": ("hybrid_scale/retrieval/index.py",),
+    "faiss": (
+        "hybrid_scale/retrieval/index.py",
+        "hybrid_scale/retrieval/tradeoff_indexes.py",
+        "hybrid_scale/retrieval/tradeoff_variants.py",
+    ),
     "bitsandbytes": ("hybrid_scale/model/",),
     "peft": ("hybrid_scale/model/",),
 }
