@@ -1,0 +1,77 @@
+"""What compressed and approximate indexes save and lose on given embeddings, against the certified exact list.
+
+    python launch/tradeoff.py vectors/me5-small data/xquad_r --out studies/index-xquad-r
+    python launch/tradeoff.py vectors/me5-small data/xquad_r --out DIR --variants flat:fp32 sq:8 rabitq+rescore:4 --questions 200
+
+EMBEDDINGS holds corpus.npy, corpus_ids.txt, queries.npy and queries_ids.txt. Writes tradeoff.json, tradeoff.csv, tradeoff.html.
+One process, --threads threads. Variants and their names: hybrid_scale/retrieval/tradeoff_variants.py; measures and verdicts:
+hybrid_scale/retrieval/tradeoff.py. A variant of the default list that can't run here (no GPU) is listed with the reason; one that
+was asked for by name is an error.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from hybrid_scale import dist
+from hybrid_scale.data.records import RetrievalSet
+from hybrid_scale.errors import DataError, HybridScaleError, describe
+from hybrid_scale.retrieval import tradeoff, tradeoff_report
+from hybrid_scale.retrieval.tradeoff_variants import defaults, parse
+from hybrid_scale.retrieval.vectors import open_embeddings
+
+
+def arguments(given: list[str] | None) -> argparse.Namespace:
+    standard = tradeoff.Options()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("embeddings", type=Path, help="folder with the vectors of the set's corpus and queries")
+    parser.add_argument("data", type=Path, help="prepared retrieval set (launch/prepare.py)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="instead of the default list")
+    parser.add_argument("--k", type=int, default=standard.k, help=f"results a query (default {standard.k})")
+    parser.add_argument("--margin", type=float, default=standard.margin, help=f"of equivalence (default {standard.margin})")
+    parser.add_argument("--threads", type=int, default=standard.threads, help="of building and searching (default 1)")
+    parser.add_argument("--questions", type=int, default=0, help="study so many parallel questions only, drawn by a fixed seed")
+    return parser.parse_args(given)
+
+
+def chosen_variants(given: argparse.Namespace, passages: int, dimensions: int) -> list[str]:
+    """Raises DataError: a variant asked for can't run here."""
+    if not given.variants:
+        return defaults(passages, dimensions)
+    for name in given.variants:
+        refusal = parse(name, passages, dimensions).refusal
+        if refusal is not None:
+            raise DataError(describe("--variants", name, refusal, "Leave it out here."))
+    return list(given.variants)
+
+
+def main(given: list[str] | None = None) -> int:
+    """Exit code: 0, or 2 with a message on stderr."""
+    chosen = arguments(given)
+    try:
+        dist.start()
+        if chosen.out.exists() and any(chosen.out.iterdir()):
+            raise DataError(
+                describe(str(chosen.out), "a non-empty folder", "results are never overwritten", "Choose another --out.")
+            )
+        task = RetrievalSet(chosen.data)
+        queries, shard = open_embeddings(chosen.embeddings, task)
+        names = chosen_variants(chosen, len(task.corpus), queries.shape[1])
+        options = tradeoff.Options(k=chosen.k, margin=chosen.margin, threads=chosen.threads, questions=chosen.questions)
+        bench = tradeoff.set_up(task, queries, shard, options)
+        points = []
+        for point in tradeoff.study(bench, names):
+            points.append(point)
+            print(tradeoff_report.line(point, options.k), flush=True)
+        tradeoff_report.write(chosen.out, tradeoff.finished(bench, task, points))
+    except HybridScaleError as error:
+        print(error, file=sys.stderr)
+        return 2
+    finally:
+        dist.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
