@@ -1,61 +1,21 @@
 """A study file -> the list of its runs, each a checked RunConfig with a stable id.
 
-A study is one base config, a few arms (settings that differ) and a few seeds. All runs are validated and compared before
-anything starts. Knows nothing of launching, results or time.
+A run is a point of the axes models x data x arms (x alpha) x seeds over one base config; its id is made of their names alone, so
+that a value more leaves the other runs as they are. All runs are validated and compared before anything starts. Knows nothing of
+launching, results or time.
 """
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from hybrid_scale.config import NonNegative, Positive, RunConfig, Section, apply_overrides, read_yaml, validate
+from hybrid_scale.config import RunConfig, apply_overrides, read_yaml, validate
 from hybrid_scale.errors import ConfigError, describe
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$")]
-Dotted = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
-HeldEqual = Literal["data.train", "data.evaluate", "sampler.global_batch", "training.max_steps"]
-
-HELD_EQUAL: tuple[HeldEqual, ...] = ("data.train", "data.evaluate", "sampler.global_batch", "training.max_steps")
-"""What two arms must share, or their difference has more than one cause."""
-
-
-class StudySettings(Section):
-    name: Name
-    directory: str
-    """Home of the runs (`runs/ID/`), the tables and the report; relative to the working directory, as `run.directory` is."""
-
-
-class ArmSettings(Section):
-    name: Name
-    set: dict[Dotted, Any] = Field(default_factory=dict)
-    """Run settings of this arm (`section.key: value`); they win over `overrides`."""
-
-
-class LaunchSettings(Section):
-    processes: Positive = 1
-    """Ranks of one run, on this machine."""
-    command: tuple[str, ...] | None = None
-    """Arguments of `accelerate launch` in place of the built ones; the number of processes and the port are added."""
-
-
-class StudyConfig(Section):
-    """One study, whole. Unknown keys and wrong types are `ConfigError`s."""
-
-    study: StudySettings
-    base: str | dict[str, Any]
-    """A run's YAML file (relative to the study file) or its content."""
-    overrides: dict[Dotted, Any] = Field(default_factory=dict)
-    """Run settings (`section.key: value`) that all arms share and the base doesn't."""
-    arms: Annotated[tuple[ArmSettings, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (0,)
-    launch: LaunchSettings = LaunchSettings()
-    may_differ: tuple[HeldEqual, ...] = ()
-    """Settings that arms may vary although they are normally held equal."""
+from hybrid_scale.study.settings import HELD_EQUAL, ArmSettings, AxisValue, ModelSettings, Resources, StudyConfig
 
 
 @dataclass(frozen=True)
@@ -65,6 +25,10 @@ class PlannedRun:
     seed: int
     directory: Path
     config: RunConfig
+    resources: Resources
+    model: str | None
+    """Name on the axis `models`; None where the study has no such axis. So for `data`."""
+    data: str | None
 
 
 @dataclass(frozen=True)
@@ -76,6 +40,8 @@ class Plan:
     runs: tuple[PlannedRun, ...]
     checks: tuple[str, ...]
     """What was found equal, or was allowed to differ, in words."""
+    settings: tuple[str, ...] = ()
+    """`key=value` of the command line, which made the plan together with the file."""
 
     @property
     def directory(self) -> Path:
@@ -83,7 +49,7 @@ class Plan:
 
     @property
     def arms(self) -> tuple[str, ...]:
-        return tuple(arm.name for arm in self.config.arms)
+        return tuple(dict.fromkeys(run.arm for run in self.runs))
 
 
 def plan_study(path: Path, settings: Sequence[str] = ()) -> Plan:
@@ -92,7 +58,7 @@ def plan_study(path: Path, settings: Sequence[str] = ()) -> Plan:
     A setting is one of the study (`study.directory=...`, `launch.processes=2`) or of its runs (`training.max_steps=3`).
     """
     config = load_study(path, settings)
-    return expand(config, _base_tree(config, path), str(path))
+    return expand(config, _base_tree(config, path), str(path), settings)
 
 
 def load_study(path: Path, settings: Sequence[str] = ()) -> StudyConfig:
@@ -105,13 +71,14 @@ def load_study(path: Path, settings: Sequence[str] = ()) -> StudyConfig:
 
 
 def _add_override(tree: dict[str, Any], setting: str, where: str) -> None:
-    """Add a run setting of the command line to `overrides`; refused where an arm would win over it."""
+    """Add a run setting of the command line to `overrides`; refused where a value of an axis would win over it."""
     key = setting.partition("=")[0]
     value = apply_overrides({}, [f"value={setting.partition('=')[2]}"])["value"]
-    for arm in tree.get("arms") or ():
-        if isinstance(arm, dict) and key in (arm.get("set") or {}):
-            rule = f"the arm '{arm.get('name')}' sets this key itself"
-            raise ConfigError(describe(f"{where}: {key}", value, rule, "Change the arm in the study file."))
+    for axis, kind in (("arms", "arm"), ("models", "model"), ("data", "data")):
+        for choice in tree.get(axis) or ():
+            if isinstance(choice, dict) and key in (choice.get("set") or {}):
+                rule = f"the {kind} '{choice.get('name')}' sets this key itself"
+                raise ConfigError(describe(f"{where}: {key}", value, rule, f"Change the {kind} in the study file."))
     shared = tree.get("overrides") or {}
     if isinstance(shared, dict):  # anything else is refused by the validation that follows
         tree["overrides"] = {**shared, key: value}
@@ -127,25 +94,63 @@ def _base_tree(config: StudyConfig, path: Path) -> dict[str, Any]:
     return read_yaml(base)
 
 
-def expand(config: StudyConfig, base: dict[str, Any], where: str) -> Plan:
-    """The runs of a study, arm by arm and seed by seed. Raises ConfigError before any of them exists."""
-    _refuse_twice([arm.name for arm in config.arms], f"{where}: arms", "two arms have this name")
+def expand(config: StudyConfig, base: dict[str, Any], where: str, settings: Sequence[str] = ()) -> Plan:
+    """The runs of a study, ordered by model, data, arm and seed. Raises ConfigError before any of them exists."""
+    for axis, values in (("arms", config.arms), ("models", config.models), ("data", config.data)):
+        _refuse_twice([value.name for value in values], f"{where}: {axis}", f"two {axis} have this name")
     _refuse_twice(config.seeds, f"{where}: seeds", "a seed stands twice")
+    _refuse_twice(config.alpha, f"{where}: alpha", "an alpha stands twice")
+    _refuse_twice([Path(name).name for name in config.evaluate], f"{where}: evaluate", "two sets write one file eval/NAME.json")
     _refuse_given(config.overrides, f"{where}: overrides")
     shared = _apply(base, config.overrides, f"{where}: overrides")
-    runs = tuple(_run(config, arm, seed, shared, where) for arm in config.arms for seed in config.seeds)
-    _refuse_equal_arms(runs, where)
-    return Plan(where, config, runs, (*_held_equal(config, runs, where), *_varied(runs)))
+    arms = [arm for given in config.arms for arm in _alphas(given, config.alpha, shared)]
+    points = itertools.product(config.models or (None,), config.data or (None,), arms, config.seeds)
+    runs = tuple(_run(config, model, data, arm, seed, shared, where) for model, data, arm, seed in points)
+    _refuse_one_id(runs, where)
+    _refuse_equal_runs(runs, where)
+    _refuse_scored_twice(config, runs, where)
+    checks = (*_held_equal(config, runs, where), *_sizes(runs, where), *_varied(runs))
+    return Plan(where, config, runs, checks, tuple(settings))
 
 
-def _run(config: StudyConfig, arm: ArmSettings, seed: int, shared: dict[str, Any], where: str) -> PlannedRun:
-    at = f"{where}: arm '{arm.name}'"
-    _refuse_given(arm.set, at)
-    name = f"{arm.name}.seed-{seed}"
+def _alphas(arm: ArmSettings, alphas: Sequence[float], shared: Mapping[str, Any]) -> list[ArmSettings]:
+    """An arm of the type `hybrid` once for each alpha, called ARM-ALPHA; any other as it is."""
+    sampler = shared.get("sampler") if isinstance(shared.get("sampler"), dict) else None
+    kind = arm.set.get("sampler.arm", (sampler or {}).get("arm", "hybrid"))
+    if kind != "hybrid" or "sampler.alpha" in arm.set or not alphas:
+        return [arm]
+    return [ArmSettings(name=f"{arm.name}-{alpha:g}", set={**arm.set, "sampler.alpha": alpha}) for alpha in alphas]
+
+
+def _run(
+    config: StudyConfig,
+    model: ModelSettings | None,
+    data: AxisValue | None,
+    arm: ArmSettings,
+    seed: int,
+    shared: dict[str, Any],
+    where: str,
+) -> PlannedRun:
+    chosen = {"model": model, "data": data, "arm": arm}
+    at = ", ".join(f"{kind} '{value.name}'" for kind, value in chosen.items() if value)
+    tree, setters = shared, dict[str, str]()
+    for kind, value in chosen.items():
+        if value:
+            _refuse_given(value.set, f"{where}: {kind} '{value.name}'")
+            _refuse_set_twice(value.set, setters, kind, where)
+            tree = _apply(tree, value.set, f"{where}: {at}")
+    name = ".".join([*(value.name for value in chosen.values() if value), f"seed-{seed}"])
     directory = Path(config.study.directory) / "runs" / name
-    tree = _apply(shared, arm.set, at)
-    tree["run"] = {"name": name, "directory": str(directory), "seed": seed}
-    return PlannedRun(name, arm.name, seed, directory, validate(RunConfig, tree, at))
+    tree = {**tree, "run": {"name": name, "directory": str(directory), "seed": seed}}
+    checked = validate(RunConfig, tree, f"{where}: {at}")
+    names = (model.name if model else None, data.name if data else None)
+    return PlannedRun(name, arm.name, seed, directory, checked, _resources(config, model), *names)
+
+
+def _resources(config: StudyConfig, model: ModelSettings | None) -> Resources:
+    """The study's resources with what the model states itself."""
+    stated = model.resources.model_dump(exclude_unset=True) if model else {}
+    return Resources(**{**config.resources.model_dump(exclude_unset=True), **stated})
 
 
 def _apply(tree: dict[str, Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -166,42 +171,98 @@ def _refuse_given(settings: Mapping[str, Any], where: str) -> None:
     for key in settings:
         if key.split(".")[0] == "run":
             rule = "the study itself gives a run its name, place and seed"
-            raise ConfigError(describe(f"{where}: {key}", settings[key], rule, "Use the arm's name, seeds and study.directory."))
+            remedy = "Use the names of the axes, seeds and study.directory."
+            raise ConfigError(describe(f"{where}: {key}", settings[key], rule, remedy))
 
 
-def _refuse_equal_arms(runs: Sequence[PlannedRun], where: str) -> None:
-    seen: dict[str, str] = {}
+def _refuse_set_twice(settings: Mapping[str, Any], setters: dict[str, str], kind: str, where: str) -> None:
+    """Two axes that set one key would hide each other; `setters` collects who sets what."""
+    for key in settings:
+        if key in setters:
+            rule = f"the axes {setters[key]} and {kind} both set this key"
+            raise ConfigError(describe(f"{where}: {key}", settings[key], rule, "Leave it to one of them."))
+        setters[key] = kind
+
+
+def _refuse_one_id(runs: Sequence[PlannedRun], where: str) -> None:
+    """Ids that differ in case alone are one folder on some file systems."""
+    seen: dict[str, PlannedRun] = {}
+    for run in runs:
+        other = seen.setdefault(run.id.casefold(), run)
+        if other is not run:
+            parts = [f"model {r.model}, data {r.data}, arm {r.arm}, seed {r.seed}" for r in (other, run)]
+            rule = f"two runs have this id ({'; '.join(parts)})"
+            raise ConfigError(describe(f"{where}: id", run.id, rule, "Rename a model, data or arm."))
+
+
+def _refuse_equal_runs(runs: Sequence[PlannedRun], where: str) -> None:
+    seen: dict[str, PlannedRun] = {}
     for run in runs:
         content = run.config.model_dump_json(exclude={"run": {"name", "directory"}})
-        if content in seen:
-            rule = f"the arm '{seen[content]}' has the same settings"
-            raise ConfigError(describe(f"{where}: arm", run.arm, rule, "Remove one, or set what should differ."))
-        seen[content] = run.arm
+        other = seen.setdefault(content, run)
+        if other is run:
+            continue
+        kind = next((kind for kind in ("model", "data") if getattr(other, kind) != getattr(run, kind)), "arm")
+        rule = f"the {kind} '{getattr(other, kind)}' has the same settings"
+        raise ConfigError(describe(f"{where}: {kind}", getattr(run, kind), rule, "Remove one, or set what should differ."))
+
+
+def _refuse_scored_twice(config: StudyConfig, runs: Sequence[PlannedRun], where: str) -> None:
+    later = {Path(name).name: name for name in config.evaluate}
+    for name in dict.fromkeys(name for run in runs for name in run.config.data.evaluate):
+        if Path(name).name in later:
+            rule = f"the training scores {name} itself (data.evaluate) and writes the same file"
+            raise ConfigError(describe(f"{where}: evaluate", later[Path(name).name], rule, "Leave it to one of them."))
 
 
 def _held_equal(config: StudyConfig, runs: Sequence[PlannedRun], where: str) -> list[str]:
     """One line for each setting that must not vary. Raises ConfigError where one does and `may_differ` is silent."""
     lines = []
     for key in HELD_EQUAL:
-        by_value: dict[str, list[str]] = defaultdict(list)
-        for run in runs:
-            by_value[_shown(setting(run.config, key))].append(run.arm)
-        found = "; ".join(f"{value} ({', '.join(dict.fromkeys(arms))})" for value, arms in by_value.items())
-        if len(by_value) == 1:
-            lines.append(f"equal in all runs: {key} = {next(iter(by_value))}")
-        elif key in config.may_differ:
-            lines.append(f"differs, as may_differ allows: {key} = {found}")
-        else:
-            rule = "arms are compared at equal values of this key"
-            raise ConfigError(describe(f"{where}: {key}", found, rule, f"Make them equal, or add {key} to may_differ."))
+        scopes = {run.data for run in runs} if key.startswith("data.") else {None}
+        for scope in sorted(scopes, key=str):
+            inside = [run for run in runs if scope is None or run.data == scope]
+            line = _equal(key, inside, config, where)
+            lines.append(line if scope is None else f"data {scope}: {line}")
     rows = sorted({run.config.sampler.global_batch * run.config.training.max_steps for run in runs})
     lines.append(f"training rows of a run (global batch x steps): {' or '.join(f'{count:,}' for count in rows)}")
     return lines
 
 
+def _equal(key: str, runs: Sequence[PlannedRun], config: StudyConfig, where: str) -> str:
+    by_value: dict[str, list[str]] = defaultdict(list)
+    for run in runs:
+        by_value[_shown(setting(run.config, key))].append(f"{run.model}.{run.arm}" if run.model else run.arm)
+    found = "; ".join(f"{value} ({', '.join(dict.fromkeys(arms))})" for value, arms in by_value.items())
+    if len(by_value) == 1:
+        return f"equal in all runs: {key} = {next(iter(by_value))}"
+    if key in config.may_differ:
+        return f"differs, as may_differ allows: {key} = {found}"
+    rule = "runs are compared at equal values of this key"
+    raise ConfigError(describe(f"{where}: {key}", found, rule, f"Make them equal, or add {key} to may_differ."))
+
+
+def _sizes(runs: Sequence[PlannedRun], where: str) -> list[str]:
+    """One line for each model: what its runs get. Raises ConfigError where ranks outnumber the rows of a global batch."""
+    lines = []
+    for model in dict.fromkeys(run.model for run in runs):
+        of_model = [run for run in runs if run.model == model]
+        resources, batch = of_model[0].resources, min(run.config.sampler.global_batch for run in of_model)
+        if batch < resources.ranks:
+            rule = f"{resources.ranks} ranks need at least a row each"
+            at = f"{where}: {f'model {model!r}: ' if model else ''}sampler.global_batch"
+            raise ConfigError(describe(at, batch, rule, "Use fewer nodes or GPUs, or a larger batch."))
+        if model is not None:
+            unit = "GPUs" if resources.gpus_per_node else "CPU processes"
+            gets = f"{resources.nodes} x {resources.ranks_per_node} {unit}, {batch / resources.ranks:g} rows a rank and step"
+            lines.append(f"model {model}: {len(of_model)} runs, each on {gets}")
+    return lines
+
+
 def _varied(runs: Sequence[PlannedRun]) -> list[str]:
     """One line for each arm: the settings in which it isn't like the others."""
-    settings = {run.arm: flat(run.config.model_dump(mode="json", exclude={"run"})) for run in runs}
+    first = [run for run in runs if (run.model, run.data) == (runs[0].model, runs[0].data)]
+    settings = {run.arm: flat(run.config.model_dump(mode="json", exclude={"run"})) for run in first}
     keys = dict.fromkeys(key for values in settings.values() for key in values)
     differing = [key for key in keys if len({_shown(values.get(key)) for values in settings.values()}) > 1]
     return [

@@ -20,7 +20,8 @@ from typing import Any, TextIO
 
 from hybrid_scale.errors import RunError, describe
 from hybrid_scale.runs import RunDirectory
-from hybrid_scale.study.grid import LaunchSettings, Plan, PlannedRun
+from hybrid_scale.study.grid import Plan, PlannedRun
+from hybrid_scale.study.settings import LaunchSettings
 
 Command = Callable[[PlannedRun], list[str]]
 

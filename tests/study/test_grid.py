@@ -78,6 +78,111 @@ def test_a_study_may_allow_a_difference(tmp_path: Path) -> None:
     assert "training rows of a run (global batch x steps): 640 or 1,280" in plan.checks
 
 
+MODELS = [
+    {"name": "0.5b", "set": {"model.base": "Qwen/Qwen2.5-0.5B"}, "resources": {"gpus_per_node": 8}},
+    {"name": "72b", "set": {"model.base": "Qwen/Qwen2.5-72B"}, "resources": {"nodes": 4, "gpus_per_node": 8, "time": "12:00:00"}},
+]
+KINDS = [{"name": name, "set": {"sampler.arm": name}} for name in ("mono", "hybrid")]
+
+
+def test_axes_multiply_and_alpha_belongs_to_hybrid_arms(tmp_path: Path) -> None:
+    fixed = {"name": "half", "set": {"sampler.arm": "hybrid", "sampler.alpha": 0.5}}
+    changes = {"models": MODELS, "arms": [*KINDS, fixed], "alpha": [0.25, 0.75], "overrides": {"sampler.mono_block_rows": 16}}
+    plan = plan_study(write_study(tmp_path, **changes, resources={"cpus_per_node": 64}))
+    assert len(plan.runs) == 2 * (1 + 2 + 1) * 2
+    assert plan.arms == ("mono", "hybrid-0.25", "hybrid-0.75", "half")
+    assert [run.id for run in plan.runs[2:4]] == ["0.5b.hybrid-0.25.seed-0", "0.5b.hybrid-0.25.seed-1"]
+    large = plan.runs[-1]
+    assert (large.model, large.data, large.config.model.base) == ("72b", None, "Qwen/Qwen2.5-72B")
+    assert (large.resources.ranks, large.resources.time, large.resources.cpus_per_node) == (32, "12:00:00", 64)
+    assert plan.runs[0].resources.ranks == 8
+    assert {run.config.sampler.alpha for run in plan.runs if run.arm == "half"} == {0.5}
+    assert "model 72b: 8 runs, each on 4 x 8 GPUs, 2 rows a rank and step" in plan.checks
+    assert "equal in all runs: sampler.hard_negatives = 0" in plan.checks
+
+
+def test_an_id_outlives_what_is_added(tmp_path: Path) -> None:
+    before = {run.id: run.config for run in plan_study(write_study(tmp_path, models=MODELS[1:], arms=KINDS, seeds=[7])).runs}
+    added = plan_study(write_study(tmp_path, models=MODELS, arms=[*KINDS[::-1], {"name": "x", "set": {"sampler.arm": "mixed"}}]))
+    more = plan_study(write_study(tmp_path, models=MODELS, arms=KINDS[::-1], seeds=[9, 7]))
+    assert before == {run.id: run.config for run in more.runs if run.id in before}
+    assert len({run.id for run in added.runs}) == len(added.runs) == 12
+
+
+def test_data_is_an_axis_and_is_compared_within_itself(tmp_path: Path) -> None:
+    sets = [{"name": name, "set": {"data.train": f"data/{name}"}} for name in ("faq", "msmarco")]
+    plan = plan_study(write_study(tmp_path, data=sets, arms=KINDS, seeds=[0]))
+    assert [run.id for run in plan.runs][::3] == ["faq.mono.seed-0", "msmarco.hybrid.seed-0"]
+    assert 'data faq: equal in all runs: data.train = "data/faq"' in plan.checks
+    sets[1]["set"]["training.max_steps"] = 7  # type: ignore[index]
+    with pytest.raises(ConfigError, match=r"training\.max_steps: found '20 \(mono, hybrid\); 7 \(mono, hybrid\)'"):
+        plan_study(write_study(tmp_path, data=sets, arms=KINDS))
+
+
+def of_models(*settings: dict[str, object], **of_last: object) -> list[dict[str, object]]:
+    models: list[dict[str, object]] = [{"name": f"m{n}", "set": {"model.base": f"b{n}", **s}} for n, s in enumerate(settings)]
+    return [*models[:-1], {**models[-1], **of_last}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modles": MODELS}, r"study\.yaml: modles: found .*unknown key\. Did you mean 'models'"),
+        ({"models": [MODELS[0], MODELS[0]]}, r"models: found '0\.5b'; two models have this name"),
+        (
+            {"models": of_models({}, {"sampler.global_batch": 32})},
+            r"sampler\.global_batch: found '64 \(m0\.mono, .*32 \(m1\.mono",
+        ),
+        ({"models": of_models({}, {"training.max_steps": 3})}, r"training\.max_steps: found .*equal values of this key"),
+        ({"models": of_models({}, {"sampler.hard_negatives": 3})}, r"sampler\.hard_negatives: found '0 "),
+        (
+            {"models": of_models({}, {"sampler.arm": "mono"})},
+            r"sampler\.arm: found 'mono'; the axes model and arm both set this key",
+        ),
+        (
+            {"models": of_models({}, {"model.base": "b0"})},
+            r"study\.yaml: model: found 'm1'; the model 'm0' has the same settings",
+        ),
+        (
+            {"models": of_models({}, resources={"nodes": 65})},
+            r"model 'm0': sampler\.global_batch: found 64; 65 ranks need at least",
+        ),
+        ({"models": of_models({}, resources={"gpus": 8})}, r"models\.0\.resources\.gpus: found 8; unknown key"),
+        ({"models": of_models({}, resources={"time": "1 day"})}, r"models\.0\.resources\.time: found '1 day'"),
+        ({"models": [{"name": "a.mono"}], "data": [{"name": "b"}], "arms": KINDS}, None),
+        ({"alpha": [0.5, 0.5]}, r"study\.yaml: alpha: found 0\.5; an alpha stands twice"),
+        ({"alpha": [0.3]}, r"arm 'hybrid-0\.3': sampler\.global_batch: found 64; alpha = 0\.3 needs a whole number"),
+        ({"evaluate": ["a/x", "b/x"]}, r"evaluate: found 'x'; two sets write one file"),
+        ({"evaluate": ["other/xquad_r"]}, r"evaluate: found 'other/xquad_r'; the training scores data/xquad_r itself"),
+        ({"site": {"partion": "gpu"}}, r"site\.partion: found 'gpu'; unknown key\. Did you mean 'partition'"),
+    ],
+)
+def test_refuses_axes_that_dont_fit(tmp_path: Path, changes: dict[str, object], message: str | None) -> None:
+    path = write_study(tmp_path, **changes)
+    if message is None:
+        assert plan_study(path).runs[0].id == "a.mono.b.mono.seed-0"
+        return
+    with pytest.raises(ConfigError, match=message):
+        plan_study(path)
+
+
+def test_two_runs_with_one_id_are_refused(tmp_path: Path) -> None:
+    models = [{"name": "a"}, {"name": "a.b", "set": {"model.base": "other"}}]
+    arms = [{"name": "b.c", "set": {"sampler.arm": "mono"}}, {"name": "C", "set": {"sampler.arm": "cross"}}]
+    message = (
+        r"id: found 'a\.b\.C\.seed-0'; two runs have this id \(model a, data None, arm b\.c, seed 0; model a\.b, data None, arm C"
+    )
+    with pytest.raises(ConfigError, match=message):
+        plan_study(write_study(tmp_path, models=models, arms=arms, seeds=[0]))
+
+
+def test_a_setting_of_the_command_line_is_refused_where_an_axis_sets_it(tmp_path: Path) -> None:
+    path = write_study(tmp_path, models=MODELS)
+    assert plan_study(path, ["resources.nodes=2", "data.train=d2"]).runs[0].resources.ranks == 16
+    with pytest.raises(ConfigError, match=r"model\.base: found 'x'; the model '0\.5b' sets this key itself"):
+        plan_study(path, ["model.base=x"])
+
+
 def test_the_base_is_left_as_it_was(tmp_path: Path) -> None:
     plan_study(write_study(tmp_path))
     assert "run" not in BASE

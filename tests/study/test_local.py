@@ -11,8 +11,9 @@ import pytest
 
 from hybrid_scale.errors import RunError
 from hybrid_scale.runs import RunDirectory
-from hybrid_scale.study.grid import LaunchSettings, Plan, PlannedRun, plan_study
+from hybrid_scale.study.grid import Plan, PlannedRun, plan_study
 from hybrid_scale.study.local import Command, Progress, accelerate_command, clock, environment, run_study
+from hybrid_scale.study.settings import LaunchSettings
 from tests.study.fabricate import finish, lines, start, study_tree, write_study
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,145 @@
+"""Every setting of a study file, with its check: axes, what a run gets of a cluster, how runs are started here, the site.
+
+Refuses to expand anything: `grid` does that.
+"""
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field
+
+from hybrid_scale.config import NonNegative, Positive, Section, Share
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$")]
+Dotted = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
+SlurmTime = Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d{1,2}){0,2}$")]
+"""As sbatch takes it: minutes, hours:minutes:seconds or days-hours[:minutes[:seconds]]."""
+SlurmMemory = Annotated[str, Field(pattern=r"^\d+[KMGT]?$")]
+HeldEqual = Literal[
+    "data.train",
+    "data.evaluate",
+    "data.max_query_tokens",
+    "data.max_passage_tokens",
+    "sampler.global_batch",
+    "sampler.hard_negatives",
+    "training.max_steps",
+]
+
+HELD_EQUAL: tuple[HeldEqual, ...] = get_args(HeldEqual)
+"""What two runs must share, or their difference has more than one cause: the same data, global batches, triplets and steps for
+every arm and every size."""
+
+
+class StudySettings(Section):
+    name: Name
+    directory: str
+    """Home of the runs (`runs/ID/`), the tables and the report; relative to the working directory, as `run.directory` is."""
+
+
+class Resources(Section):
+    """What one run gets. `nodes` x (`gpus_per_node` or, without GPUs, `processes_per_node`) are its ranks."""
+
+    nodes: Positive = 1
+    gpus_per_node: NonNegative = 1
+    processes_per_node: Positive = 1
+    """Ranks of a node where `gpus_per_node` is 0 (trials on CPUs)."""
+    cpus_per_node: Positive | None = None
+    memory: SlurmMemory | None = None
+    """Host memory of a node (sbatch --mem): 500G; 0 is all of it; null: the partition's default."""
+    time: SlurmTime | None = None
+    """Limit of one start of the training; it goes on in another start. Null: the site's."""
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.gpus_per_node or self.processes_per_node
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+
+class AxisValue(Section):
+    name: Name
+    set: dict[Dotted, Any] = Field(default_factory=dict)
+    """Run settings (`section.key: value`) of this value of the axis; they win over `overrides`."""
+
+
+class ArmSettings(AxisValue):
+    """A batch type with its settings."""
+
+
+class DataSettings(AxisValue):
+    """Training data and what belongs to it; `data.*` is compared among the runs of one of these alone."""
+
+
+class ModelSettings(AxisValue):
+    """A base model, how it is trained, and what its runs get (what is left out comes from the study's `resources`)."""
+
+    resources: Resources = Resources()
+
+
+class LaunchSettings(Section):
+    processes: Positive = 1
+    """Ranks of one run, on this machine."""
+    command: tuple[str, ...] | None = None
+    """Arguments of `accelerate launch` in place of the built ones; the number of processes and the port are added."""
+
+
+class JobOptions(Section):
+    """Options of sbatch that a site asks for."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: SlurmTime | None = None
+    cpus_per_node: Positive | None = None
+    memory: SlurmMemory | None = None
+    sbatch: tuple[str, ...] = ()
+    """Any other options, one argument each: [--exclusive, --reservation=x]."""
+
+
+class Site(JobOptions):
+    """A cluster: what every job of it needs. `train`, `evaluate` and `collect` add to that or win over it."""
+
+    train: JobOptions = JobOptions()
+    evaluate: JobOptions = JobOptions()
+    collect: JobOptions = JobOptions()
+    ask_for_gpus: Literal["gpus-per-node", "gres"] = "gpus-per-node"
+    gpu_type: str | None = None
+    """As the site calls it: `a100` gives --gpus-per-node=a100:8 or --gres=gpu:a100:8."""
+    setup: str = ""
+    """Shell commands that make `accelerate` available: module load ...; source .venv/bin/activate."""
+    container: str = ""
+    """What goes before `accelerate launch` and `python`: apptainer exec --nv image.sif."""
+    srun: str = ""
+    """Arguments of srun, e.g. --container-image=... of Pyxis."""
+    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], str] = Field(default_factory=dict)
+    max_restarts: NonNegative = 20
+    """How often a run that was stopped or that lost a rank is requeued."""
+
+
+class StudyConfig(Section):
+    """One study, whole. Its axes are `models`, `data`, `arms`, `alpha` and `seeds`. Unknown keys are `ConfigError`s."""
+
+    study: StudySettings
+    base: str | dict[str, Any]
+    """A run's YAML file (relative to the study file) or its content."""
+    overrides: dict[Dotted, Any] = Field(default_factory=dict)
+    """Run settings (`section.key: value`) that all runs share and the base doesn't."""
+    models: tuple[ModelSettings, ...] = ()
+    """None: the base's."""
+    data: tuple[DataSettings, ...] = ()
+    """None: the base's."""
+    arms: Annotated[tuple[ArmSettings, ...], Field(min_length=1)]
+    alpha: tuple[Share, ...] = ()
+    """Every arm of the type `hybrid` that doesn't set its own alpha becomes one arm for each of these."""
+    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (0,)
+    evaluate: tuple[str, ...] = ()
+    """Prepared retrieval sets scored after the training, each run in a job of its own, besides the base's `data.evaluate`,
+    which the training scores itself before it ends. For large sets."""
+    resources: Resources = Resources()
+    launch: LaunchSettings = LaunchSettings()
+    site: Site | None = None
+    """Used by `submit` where no `--site FILE` is given."""
+    may_differ: tuple[HeldEqual, ...] = ()
+    """Settings that runs may vary although they are normally held equal."""
