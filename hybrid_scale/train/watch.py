@@ -104,14 +104,17 @@ class Watch:
                 return
 
     def _judge(self) -> None:
-        most = max(DEAD_TICKS, round(self.timeout / self.interval))
         while not self._stopped.wait(self.interval):
             self._count()
-            lost = self._lost(dead=most, failed=FAILED_TICKS, storeless=FAILED_TICKS if self.refused else most) or self._stuck(
-                most
-            )
+            lost = self._verdict()
             if lost and not self._stopped.is_set():
                 self._end(lost)
+
+    def _verdict(self) -> str | None:
+        """Who has gone or stands still, after the ticks counted so far; None while all may be well."""
+        most = max(DEAD_TICKS, round(self.timeout / self.interval))
+        storeless = FAILED_TICKS if self.refused else most
+        return self._lost(dead=most, failed=FAILED_TICKS, storeless=storeless) or self._stuck(most)
 
     def _count(self) -> None:
         """For how many ticks each rank has said the same. A tick without news from the store counts for the store alone."""

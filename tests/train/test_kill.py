@@ -1,10 +1,6 @@
 """Real processes, killed: every restart goes on from the last whole checkpoint, and the end is what it would have been."""
 
-import os
 import random
-import re
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from hybrid_scale import dist
 from hybrid_scale.config import RunConfig
 from hybrid_scale.runs import RunDirectory
-from hybrid_scale.train.watch import Watch
-from tests.ranks import RanksFailed, run_ranks
 from tests.train.kills import Campaign, losses
 from tests.train.setup import make_config, write_inputs, zero
 
@@ -75,46 +68,3 @@ def test_killed_runs_go_on_with_other_ranks(folder, tmp_path):
     before, after = losses(straight.run), {r["step"]: r["loss"] for r in campaign.run.metrics()}
     assert list(after) == list(before)
     assert list(after.values()) == pytest.approx(list(before.values()), abs=5e-5)
-
-
-# ------------------------------------------------------------------------------------------------------ heartbeats, no training
-
-
-def watched(how: str, folder: str) -> None:
-    """Two ranks; one does `how`, the other waits for it in a collective for good."""
-    dist.start()
-    out = Path(folder) / f"rank{dist.rank()}"
-
-    def ending(reason: str, writes: bool) -> None:
-        out.write_text(f"{writes} {reason}")
-
-    watch = Watch(3.0, ending)
-    watch.start()
-    watch.at(7, "data")
-    dist.barrier()
-    if dist.rank() == (0 if how == "stop 0" else 1):
-        if how.startswith("stop"):
-            while any(note.get("step") != 7 for note in watch.known):
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGSTOP)
-        if how == "fail":
-            watch.explain(ValueError("its own error"))
-        time.sleep(60)
-    watch.at(7, "gradient")
-    dist.barrier()
-
-
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ("stop 0", r"True RankLost: rank 0 \(host \S+\)(: step 7| or the store that it keeps has not been heard of for \d+ s)"),
-        ("stop 1", r"True RankLost: rank 1 \(host \S+\)(: step 7 has been in its phase 'data'| has not been heard of for \d+ s)"),
-        ("hang", r"True RankLost: rank 1 \(host \S+\): step 7 has been in its phase 'data' for \d+ s"),
-        ("fail", r"True RankLost: rank 1 \(host \S+\) failed: ValueError: its own error"),
-    ],
-)
-def test_a_rank_that_stands_still_is_named(tmp_path, how, said):
-    """A suspended rank is silent and stays in its phase: which of the two is noticed first is a matter of the moment."""
-    with pytest.raises(RanksFailed, match="exit code 4"):
-        run_ranks(watched, 2, how, str(tmp_path), timeout=50)
-    assert re.match(said, (tmp_path / ("rank1" if how == "stop 0" else "rank0")).read_text())
