@@ -9,7 +9,7 @@ that a busy machine burdens all alike. The first step of the first round is meas
 The bounds get their tokens for nothing; all others make them in each step.
 
 A  random Llama (256 wide, 4 layers), LoRA r=8, float32, global batch of 64 pairs, texts of 8 to 256 tokens
-B  a decoder and prepared pairs of yours, bfloat16, global batch of 32 pairs
+B  a decoder and prepared pairs of yours, bfloat16, global batch of 16 pairs, texts of up to 512 tokens
 C  A with a global batch of 512
 
 Not in any table here: Tevatron and GritLM. Their packages on PyPI are years older than what their users run.
@@ -106,9 +106,9 @@ def cases(given: argparse.Namespace) -> dict[str, Case]:
         "A": Case("A", f"{title} 64", 64, 2, 2, 1e-4, {**random, "sampler": {"global_batch": 64, **one_pool}}),
         "B": Case(
             "B",
-            f"{name}, bfloat16, LoRA r=8, global batch 32, texts cut at {given.longest} tokens",
-            *(32, 1, 2, 1e-2),
-            {**real, "sampler": {"global_batch": 32, **one_pool}},
+            f"{name}, bfloat16, LoRA r=8, global batch {given.pairs}, texts cut at {given.longest} tokens",
+            *(given.pairs, 1, 2, 1e-2),
+            {**real, "sampler": {"global_batch": given.pairs, **one_pool}},
         ),
         "C": Case("C", f"{title} 512", 512, 1, 1, 1e-4, {**random, "sampler": {"global_batch": 512, **one_pool}}),
     }
@@ -346,6 +346,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="timed steps of each start")
     parser.add_argument("--model", type=Path, help="case B: folder of a decoder")
     parser.add_argument("--data", type=Path, help="case B: prepared pairs")
+    parser.add_argument("--pairs", type=int, default=16, help="case B: global batch (the uncached loss needs .6 GiB a pair)")
     parser.add_argument("--longest", type=int, default=512, help="case B: tokens at which texts are cut")
     parser.add_argument("--json", type=Path, default=RESULTS)
     return parser.parse_args()
