@@ -91,17 +91,17 @@ class Widths:
         widths = (a.hidden, a.intermediate, a.layers, a.attention_width, a.key_value_width)
         return cls(*widths, family.norms, family.head_norms, a.embedding)
 
-    @property
-    def saved(self) -> float:
-        """Bytes a token and layer that a backward pass reads, 16-bit weights and LoRA on all linear layers.
+    def saved(self, dtype_bytes: int = 2) -> float:
+        """Bytes a token and layer that a backward pass reads, LoRA on all linear layers.
 
-        12 h: both norms' inputs in float32 and outputs; 8 a: queries, keys and values at full width and the output of
-        attention; 8 i: gate, activation, up and their product. Four norms add 8 h, norms of heads their inputs in float32.
+        Two norms: 2 h inputs in float32 and 2 h outputs. 4 a: queries, keys and values at full width and the output of
+        attention. 4 i: gate, activation, up and their product. Four norms: 2 h more inputs in float32; norms of heads: theirs.
         Equal to the traced bytes of Llama 8B and 70B and Qwen3 8B and 32B but for 14 bytes a LoRA rank and 4 a head.
         """
-        a = self.attention or self.hidden
-        head_norms = 4 * (a + self.key_value) if self.head_norms else 0
-        return 12 * self.hidden + 8 * a + 8 * self.intermediate + 4 * self.hidden * (self.norms - 2) + head_norms
+        a, float32 = self.attention or self.hidden, max(4, dtype_bytes)
+        norms = 2 * self.hidden * (float32 + dtype_bytes) + float32 * self.hidden * (self.norms - 2)
+        norms += float32 * (a + self.key_value) if self.head_norms else 0
+        return norms + 4 * dtype_bytes * (a + self.intermediate)
 
 
 def activation_bytes(
@@ -125,7 +125,7 @@ def activation_bytes(
     """
     h, i, scale = widths.hidden, widths.intermediate, dtype_bytes / 2
     without_gradients = embedding * (8 * h + 8 * i) * scale
-    saved = widths.saved * scale
+    saved = widths.saved(dtype_bytes)
     extra = _adapter_extra(widths, checkpointing, float32_adapter and dtype_bytes < 4, dropout) * scale
     if checkpointing:
         inside = saved + (4 * h + 4 * i + 2 * h * (widths.norms - 2)) * scale + extra

@@ -1,5 +1,9 @@
 """Byte formulas against numbers worked by hand, and against what published runs needed."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from hybrid_scale.architecture import KNOWN
@@ -83,7 +87,7 @@ def test_activations_of_a_70b_token() -> None:
 def test_activations_of_other_traced_models(model: str, layer: int, inside: int) -> None:
     """Bytes a token traced at depths 2 and 4, 2,048 tokens in 4 texts: what a layer saves, and what the recomputed one needs."""
     widths = Widths.of(KNOWN[model])
-    assert widths.saved == pytest.approx(layer, rel=0.01)
+    assert widths.saved() == pytest.approx(layer, rel=0.01)
     assert activation_bytes(widths, 1, 0, 0) == pytest.approx(inside, rel=0.015)
 
 
@@ -201,3 +205,48 @@ def test_the_need_of_a_run_is_read_from_its_config() -> None:
     assert need.dequantised == 2 * 8192 * 28672
     assert need.table == 128256 * 8192
     assert need.loss == loss_bytes(128, 64, 8, 8192, 16_777_216, 4)
+
+
+# What this project measured on CPU ranks
+
+
+def results(name: str) -> Any:
+    return json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / name).read_text())
+
+
+def test_share_of_a_loaded_model_against_memory_of_ranks() -> None:
+    """Resident memory of 2 and 4 ranks after a ZeRO-3 load of NF4 weights: at least the formula's share, at most a tenth more."""
+    loads = results("load.json")["loads"]
+    hidden, inner, vocabulary = 2048, 5632, 16_000  # benchmarks/load.py; as many layers as its gigabytes hold
+    layer = 2 * hidden * (hidden + hidden // 4) + 3 * hidden * inner
+    layers = round((loads["gigabytes"] * 1e9 / 2 - 2 * vocabulary * hidden) / layer)
+    counts = ParameterCounts(layers * layer, vocabulary * hidden + (2 * layers + 1) * hidden, 0)
+    rows = [row for row in loads["rows"] if row["system"] == "written"]
+    assert {row["ranks"] for row in rows} == {2, 4}
+    for row in rows:
+        share = sum(static_bytes(counts, 2, row["ranks"], 3).values()) / 1e6
+        assert share == pytest.approx(row["share_mb"], rel=0.002)
+        assert share < row["load_after_mb"] < 1.1 * share
+
+
+def test_shares_of_a_70b_and_a_72b() -> None:
+    """Against what the streamed loader says of the models' own skeletons, 8 to 64 ranks."""
+    shapes = {"Llama-3-70B": KNOWN["llama-3-70b"], "Qwen2.5-72B": KNOWN["qwen2.5-72b"]}
+    for row in results("load.json")["shapes"]:
+        a = shapes[row["model"]]
+        lines = static_bytes(ParameterCounts(a.linear, a.encoder - a.linear, 0), 2, row["ranks"], 3)
+        assert lines["4-bit weights"] == row["4-bit weights"]
+        assert lines["quantisation state (replicated)"] == pytest.approx(row["quantisation state"], rel=0.001)
+        assert lines["frozen weights"] == pytest.approx(row["other weights"], rel=0.003)
+
+
+@pytest.mark.parametrize(("system", "kept", "tolerance"), [("direct", 4096, 0.06), ("kept", 2048, 0.06), ("two-pass", 512, 0.12)])
+def test_activations_against_memory_of_ranks(system: str, kept: int, tolerance: float) -> None:
+    """Resident memory of real float32 training steps (benchmarks/step.py, case A: 256 wide, 4 layers, micro-batches of 512).
+
+    A rank's 64 texts hold 3,900 to 4,050 tokens: eight micro-batches.
+    """
+    measured = results("step.json")["cases"]["A"]["systems"][system]["training_mib"] * 2**20
+    tokens = min(kept, 3975)
+    formula = activation_bytes(Widths(256, 704, 4), 512, tokens, 512, 4, checkpointing=False)
+    assert formula == pytest.approx(measured, rel=tolerance)
