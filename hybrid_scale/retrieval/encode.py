@@ -74,8 +74,9 @@ def encode_stored(task: RetrievalSet, role: Role, directory: Path, encoding: Enc
     def work() -> None:
         try:
             while (turn := taken.add(1)) <= len(parts):
-                vectors = _encode_part(texts, role, store.span(parts[turn - 1]), encoding, progress)
-                store.write(parts[turn - 1], vectors, lambda row: f"id {texts.column('id', np.array([row]))[0]!r}")
+                part = parts[turn - 1]
+                vectors = _encode_part(texts, role, store, part, encoding, progress)
+                store.write(part, vectors, lambda row: f"id {texts.column('id', np.array([row]))[0]!r}")
         except BaseException:
             taken.add(NO_MORE)
             raise
@@ -95,19 +96,20 @@ def _begin(task: RetrievalSet, role: Role, directory: Path, encoding: Encoding, 
         raise DataError(describe(f"{directory}: room on the disk", f"{free / 2**30:.1f} GiB", rule, "Choose another folder."))
 
 
-def _encode_part(texts: TextTable, role: Role, span: tuple[int, int], encoding: Encoding, progress: "Progress") -> np.ndarray:
-    """float32 [n, D] of the rows from span[0] to span[1] - 1, sorted by length into micro-batches."""
-    flat, ends = _tokens(texts, role, span, encoding.encoder)
+def _encode_part(texts: TextTable, role: Role, store: Store, part: int, encoding: Encoding, progress: "Progress") -> np.ndarray:
+    """float32 [n, D] of the rows of a part, sorted by length into micro-batches."""
+    flat, ends = _tokens(texts, role, store.span(part), encoding.encoder)
     starts = np.concatenate([[0], ends[:-1]])
     plan = partition(ends - starts, 1, Budget(encoding.max_tokens, packed=encoding.encoder.packed))
-    vectors = np.empty((0, 0), np.float32)
+    vectors = np.empty((len(ends), store.dimensions), np.float32)
     waiting: list[tuple[np.ndarray, torch.Tensor]] = []
     for batch in [*plan.micro_batches[0], np.empty(0, np.int64)]:
         launched = [(batch, _launch([flat[starts[i] : ends[i]].tolist() for i in batch], encoding))] if len(batch) else []
         for numbers, result in waiting:  # fetched while the device is busy with the next micro-batch
-            fetched = result.float().cpu().numpy()
-            vectors = vectors if len(vectors) else np.empty((len(ends), fetched.shape[1]), np.float32)
-            vectors[numbers] = fetched
+            if tuple(result.shape) != (len(numbers), store.dimensions):
+                rule = f"{len(numbers)} vectors of {store.dimensions} dimensions were expected"
+                raise DataError(describe("embeddings", tuple(result.shape), rule, "Has the model changed meanwhile?"))
+            vectors[numbers] = result.float().cpu().numpy()
             progress.add(len(numbers))
         waiting = launched
     return vectors

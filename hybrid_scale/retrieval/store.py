@@ -152,8 +152,7 @@ class Store:
         for part in parts:
             reason = self.damage(part) if self.finished(part) else f"{self.vectors_file(part)} isn't finished"
             if reason is not None:
-                rule = "every part is whole"
-                raise DataError(describe(str(self.directory), reason, rule, "Encode again: parts that are whole stay."))
+                raise DataError(f"{reason}. Encode again: parts that are whole stay.")
 
     def _header_bytes(self, path: Path) -> int:
         """Bytes before the first vector; 0 when the file isn't such an array."""
