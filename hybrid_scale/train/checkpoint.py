@@ -31,6 +31,8 @@ from hybrid_scale.train.snapshot import Snapshot, State
 COMPLETE = "COMPLETE"
 WHOLE, IN_PROGRESS, FAILED = range(3)
 """States of a rank's part; the largest of all ranks is that of the checkpoint."""
+ASKED_SECONDS = 1.0
+"""How often ranks that wait for a checkpoint ask each other how it stands."""
 GATHER_SECONDS = 10.0
 """For how long a run that ends early lets a checkpoint be gathered, for which every other rank must be alive."""
 LOWER_IS_BETTER = ("rank_distance", "rank_distance_normalised")
@@ -92,10 +94,8 @@ class Checkpoints:
         """Wait for the checkpoint in progress. Raises its RunError on every rank."""
         if self.pending is None:  # on all ranks or on none
             return
-        state = dist.max_int(self._state())
-        if state == IN_PROGRESS:  # not where one has failed: the others may wait for its part for good
-            wait([self.pending])
-            state = dist.max_int(self._state())
+        while (state := dist.max_int(self._state())) == IN_PROGRESS:
+            wait([self.pending], ASKED_SECONDS)  # no longer: where a rank fails, the others may wait for its part for good
         if state == FAILED:
             dist.together(self._raise)
         self.written.append({**self.pending.result(), "waited": self._waited})

@@ -4,6 +4,7 @@ import errno
 import re
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hybrid_scale import dist
 from hybrid_scale.config import OptimizerSettings, RunConfig, TrainingSettings, load_config
 from hybrid_scale.errors import ConfigError, RunError
 from hybrid_scale.runs import RunDirectory, read_json, write_json
 from hybrid_scale.train import checkpoint, resume
 from hybrid_scale.train.engine import PlainEngine
 from hybrid_scale.train.stop import SAME_REQUEST_SECONDS, Agreed, StopRequest, deadline
+from tests.ranks import run_ranks
 from tests.train.setup import make_config, write_inputs
 
 
@@ -186,6 +189,49 @@ def test_a_failed_write_is_seen_at_the_next_step(tmp_path, monkeypatch):
     checkpoints.close()
     assert checkpoints.failed()
     assert StopRequest().agreed(checkpoints.failed()) is Agreed.FAIL
+
+
+def one_rank_fails(place: str) -> str:
+    """Rank 1 has no memory for its part while rank 0 waits for it; what `finish` raises here."""
+    dist.start()
+    checkpoints = checkpoints_of(Path(place))
+    set_state(engine_of(checkpoints), 2.0)
+    if dist.rank() == 1:
+        checkpoints.snapshot.whole = lambda side: time.sleep(0.2) or bytearray(2**60)  # type: ignore[assignment]
+    checkpoints.save(2)
+    try:
+        checkpoints.finish()
+    except RunError as error:
+        return str(error)
+    return "nothing"
+
+
+def test_a_rank_that_fails_at_its_part_fails_all(tmp_path):
+    """Within seconds, though the first rank waits for the part; nothing is left of the checkpoint."""
+    started = time.monotonic()
+    said = run_ranks(one_rank_fails, 2, str(tmp_path))
+    assert said == ["checkpoint: found 'MemoryError: '; rank 1 could not make its part."] * 2
+    assert time.monotonic() - started < 60
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_that_ends_early_waits_for_a_write_but_not_for_a_lost_rank(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "GATHER_SECONDS", 0.05)
+    gathered, written, original = threading.Event(), threading.Event(), checkpoint.save_trained
+    checkpoints = checkpoints_of(tmp_path)
+    set_state(engine_of(checkpoints), 2.0)
+    whole = checkpoints.snapshot.whole
+    monkeypatch.setattr(checkpoints.snapshot, "whole", lambda side: gathered.wait(60) and whole(side))
+    monkeypatch.setattr(checkpoint, "save_trained", lambda *a: written.wait(60) and original(*a))
+    checkpoints.save(2)
+    checkpoints.close()
+    assert not list(checkpoints.run.checkpoints.glob("*"))
+    gathered.set()
+    while not list(checkpoints.run.checkpoints.glob(".step_*.part")):
+        time.sleep(0.01)
+    threading.Timer(0.5, written.set).start()
+    checkpoints.close()
+    assert names(checkpoints.run) == ["step_00000002"]
 
 
 # -------------------------------------------------------------------------------------------------------------------- best
