@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MINIMUM_MODULES = 25
 """Far fewer than there are: guards against a walk that finds nothing."""
 
-PLANNING = ("architecture", "hardware", "costs", "speed", "planner")
+PLANNING = ("architecture", "hardware", "costs", "speed", "forecast", "planner")
 GROUND = ("errors", "config", "runs", *PLANNING, "dist", "statistics")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "hardware": ("errors",),
     "costs": ("errors", "config", "architecture"),
     "speed": ("errors", "config", "architecture", "hardware", "costs"),
-    "planner": ("errors", "config", "architecture", "hardware", "costs", "speed"),
+    "forecast": ("errors", "config", "architecture", "hardware", "costs", "speed"),
+    "planner": ("errors", "config", "costs", "hardware", "speed", "forecast"),
     "dist": ("errors", "config"),
     "statistics": ("errors",),
     "data": (*GROUND, "data"),

@@ -24,6 +24,7 @@ from hybrid_scale.data.records import Pairs
 from hybrid_scale.data.sampler import HybridSampler
 from hybrid_scale.data.text import TextEncoder, length_table, load_text_encoder
 from hybrid_scale.errors import ConfigError, ModelError, describe
+from hybrid_scale.forecast import read_zero
 from hybrid_scale.model.load import DTYPES, count_parameters, load_embedder
 from hybrid_scale.model.shape import read_shape
 from hybrid_scale.runs import RunDirectory, read_json, write_json
@@ -225,7 +226,7 @@ def choose_shard_group(config: RunConfig, data: TrainingData, world: int, gpus_p
             widths = Widths.of(find(config.model.base))  # as launch/plan.py counts them
         except ModelError:
             widths = Widths(shape.hidden, shape.intermediate, shape.layers, shape.attention_width, shape.key_value_width)
-        return memory_need(config, count_parameters(config.model), widths, world)
+        return memory_need(config, count_parameters(config.model), widths, world, read_zero(config).buffers)
 
     return shard_group(config, need, world, gpus_per_node)
 
