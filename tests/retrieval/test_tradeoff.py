@@ -1,0 +1,287 @@
+"""The index study: variants on vectors whose neighbours are known, measures by hand, the front by definition, the door."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+
+from hybrid_scale.data.records import Judgment, Passage, Query, Record, RetrievalSet, write_retrieval
+from hybrid_scale.errors import DataError
+from hybrid_scale.retrieval import tradeoff
+from hybrid_scale.retrieval.index import Shard, search
+from hybrid_scale.retrieval.tradeoff_variants import defaults, parse
+from launch import tradeoff as door
+
+PASSAGES, DIMENSIONS = 400, 32
+RUNNABLE = [name for name in defaults(PASSAGES, DIMENSIONS) if not name.startswith("gpu")]
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def clouds() -> tuple[np.ndarray, np.ndarray]:
+    """40 queries in the middle of 40 tight clouds of ten passages each."""
+    random = np.random.default_rng(3)
+    centres = unit(random.normal(size=(40, DIMENSIONS)))
+    passages = np.repeat(centres, 10, axis=0) + random.normal(0, 0.02, (PASSAGES, DIMENSIONS))
+    return centres, unit(passages)
+
+
+def write_set(directory: Path, passages: int = PASSAGES) -> RetrievalSet:
+    """Question g in two languages; its relevant passages are the first two of cloud g."""
+    records: list[Record] = [Passage("here", f"p{n:03}", "en", f"passage {n}") for n in range(passages)]
+    for lang in ("en", "de"):
+        for group in range(20):
+            name = f"{lang}:{group}"
+            records.append(Query("here", name, lang, f"question {name}", f"g{group}"))
+            records += [Judgment("here", name, f"p{10 * group + offset:03}", 1) for offset in (0, 1)]
+    write_retrieval(records, directory, {"name": "test"})
+    return RetrievalSet(directory)
+
+
+def queries_of(task: RetrievalSet, centres: np.ndarray) -> np.ndarray:
+    """A query's vector is the centre of its question's cloud, a little off in German."""
+    shift = np.random.default_rng(5).normal(0, 0.02, (20, DIMENSIONS))
+    rows = [centres[int(name[3:])] + shift[int(name[3:])] * name.startswith("de") for name in task.queries.column("id")]
+    return unit(np.stack(rows))
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> RetrievalSet:
+    return write_set(tmp_path_factory.mktemp("study") / "clouds")
+
+
+@pytest.fixture(scope="module")
+def bench(task: RetrievalSet, clouds: tuple[np.ndarray, np.ndarray]) -> tradeoff.Bench:
+    options = tradeoff.Options(k=10, resamples=499)
+    return tradeoff.set_up(task, queries_of(task, clouds[0]), Shard(np.arange(PASSAGES), clouds[1]), options)
+
+
+# ----------------------------------------------------------------------------------------------------------- variants
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_every_variant_finds_tight_clouds(clouds: tuple[np.ndarray, np.ndarray], name: str) -> None:
+    """Chance is .025; the coarsest code of the list (pq:4, a byte for eight dimensions) must find well over half."""
+    centres, passages = clouds
+    variant = parse(name, PASSAGES, DIMENSIONS)
+    index = variant.open(variant.build(passages), passages)
+    rows = index.search(centres, 10)
+    found = np.mean([np.isin(row, np.arange(10 * number, 10 * number + 10)).mean() for number, row in enumerate(rows)])
+    assert rows.shape == (40, 10)
+    assert found > (0.98 if name.startswith(("flat", "sq:8")) or "rescore" in name else 0.6)
+
+
+def test_sizes_are_those_of_the_formula(clouds: tuple[np.ndarray, np.ndarray]) -> None:
+    """Measured grows by the formula when the corpus grows: tables that don't grow cancel. HNSW's upper layers come on top."""
+    passages = np.concatenate([clouds[1], unit(clouds[1] + 0.01)])
+    for name in RUNNABLE:
+        sizes = []
+        for corpus in (clouds[1], passages):
+            variant = parse(name, len(corpus), DIMENSIONS)
+            sizes.append(variant.open(variant.build(corpus), corpus).bytes)
+        grown = (sizes[1] - sizes[0]) / PASSAGES
+        assert variant.bytes_per_vector <= grown + 1e-9, name
+        assert grown <= variant.bytes_per_vector * (1.25 if name.startswith("hnsw") else 1) + 0.5, name
+
+
+def test_exact_variants_equal_numpy(clouds: tuple[np.ndarray, np.ndarray]) -> None:
+    centres, passages = clouds
+    for name in ("flat:fp32", "dims:32", "pca:32", "flat:fp32+rescore:3", "ivf:8:8", "hnsw:16:400"):
+        variant = parse(name, PASSAGES, DIMENSIONS)
+        rows = variant.open(variant.build(passages), passages).search(centres, 5)
+        kept = passages.astype(np.float16).astype(np.float32) if "rescore" in name else passages
+        expected = np.argsort(-(centres @ kept.T), axis=1, kind="stable")[:, :5]
+        assert (rows == expected).mean() > 0.98, name
+
+
+def test_first_dimensions_are_the_first(clouds: tuple[np.ndarray, np.ndarray]) -> None:
+    centres, passages = clouds
+    variant = parse("dims:5", PASSAGES, DIMENSIONS)
+    rows = variant.open(variant.build(passages), passages).search(centres, 7)
+    expected = np.argsort(-(unit(centres[:, :5]) @ unit(passages[:, :5]).T), axis=1, kind="stable")[:, :7]
+    assert (rows == expected).mean() > 0.98
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fat:fp32", "Did you mean 'flat'"),
+        ("flat", "must read flat:TYPE"),
+        ("flat:fp8", "must be one of fp32"),
+        ("pq:5", "must divide the 32 dimensions"),
+        ("ivf:8:9", "from 1 to 8"),
+        ("ivf:500:1", "from 1 to 400"),
+        ("binary+again:2", "rescore:F"),
+        ("binary+rescore:0", "rescore:F"),
+        ("dims:33", "from 1 to 32"),
+    ],
+)
+def test_bad_names(name: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        parse(name, PASSAGES, DIMENSIONS)
+
+
+def test_what_can_not_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "256 vectors" in str(parse("pq:4", 255, DIMENSIONS).refusal)
+    monkeypatch.delattr(faiss, "GpuIndexCagra", raising=False)
+    assert "faiss-gpu-cuvs" in str(parse("gpu-cagra:64", PASSAGES, DIMENSIONS).refusal)
+    monkeypatch.setattr(faiss, "GpuIndexFlatIP", object, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
+    assert parse("gpu-flat", PASSAGES, DIMENSIONS).refusal == "no GPU is visible"
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    assert parse("gpu-flat", PASSAGES, DIMENSIONS).refusal is None
+
+
+# ----------------------------------------------------------------------------------------------------------- measures
+
+
+def test_ranks_and_measures_by_hand() -> None:
+    rows = np.array([[4, 2, 9], [7, -1, -1]])
+    qrels = np.array([[0, 2, 1], [0, 5, 1], [1, 7, 1], [1, 0, 1]])
+    assert tradeoff.ranks_in(rows, qrels).tolist() == [2, np.inf, 1, np.inf]
+
+
+def test_the_exact_list_differs_in_nothing(bench: tradeoff.Bench) -> None:
+    """Ties included: the certified list reversed among equals is still the certified list."""
+    point = next(iter(tradeoff.study(bench, ["flat:fp32"])))
+    assert point["recall@10"] == 1
+    for quality in point["quality"].values():
+        assert abs(quality["difference"]) < 1e-12
+        assert quality["equivalent"]
+        assert quality["p"] == 1
+
+
+def test_recall_counts_ties_as_found(bench: tradeoff.Bench) -> None:
+    passages = np.repeat(np.eye(4, 8, dtype=np.float32), 5, axis=0)
+    asked = np.eye(1, 8, dtype=np.float32)
+    scores, _ = search(asked, Shard(np.arange(20), passages), 3)
+    tied = tradeoff.Bench(
+        passages, asked, scores[:, -1], np.zeros((0, 3), int), np.array(["g"]), np.array(["en"]), {}, bench.options
+    )
+    assert tied.recall(np.array([[4, 3, 2]])) == 1
+    assert tied.recall(np.array([[4, 3, 5]])) == pytest.approx(2 / 3)
+    assert tied.recall(np.array([[0, -1, -1]])) == pytest.approx(1 / 3)
+
+
+def test_a_loss_is_measured_over_questions(bench: tradeoff.Bench) -> None:
+    """A search that never finds anything for German loses half of the mean, with the questions as the clusters."""
+    name = f"map@{bench.options.k}"
+    blind = np.where(bench.language == "de", 0.0, bench.exact[name])
+    found = tradeoff.compared(bench, name, blind)
+    german = bench.exact[name][bench.language == "de"].mean()
+    assert found["difference"] == pytest.approx(-german / 2, abs=1e-12)
+    assert found["low"] <= found["difference"] <= found["high"] < 0
+    assert found["p"] == 1 / 500  # 20 questions, all worse
+    assert not found["equivalent"]
+
+
+def test_questions_are_drawn_whole_and_always_the_same(task: RetrievalSet) -> None:
+    some = tradeoff.studied(task, 7)
+    groups = task.queries.column("group", some)
+    assert len(some) == 14
+    assert sorted(groups[:7]) == sorted(groups[7:])
+    assert some.tolist() == tradeoff.studied(task, 7).tolist()
+    assert len(tradeoff.studied(task, 0)) == len(tradeoff.studied(task, 99)) == 40
+
+
+def points(*rows: tuple[float, float, float, float, float]) -> list[dict[str, Any]]:
+    return [
+        {
+            "quality": {"m": {"difference": difference, "low": low, "high": high}},
+            "bytes": {"measured": size},
+            "query": {"cpu_ms": cost},
+        }
+        for difference, low, high, size, cost in rows
+    ]
+
+
+def test_the_front_by_hand() -> None:
+    """Exact but large; smaller and a little worse; the same cost as that but worse within noise; the same, clearly worse."""
+    ran = points((0, 0, 0, 100, 5), (-0.01, -0.02, 0, 50, 5), (-0.015, -0.03, -0.005, 50, 6), (-0.2, -0.3, -0.1, 50, 6))
+    assert tradeoff.pareto(ran, "m") == ["front", "front", "overlaps", "behind"]
+    assert tradeoff.pareto(points((0, 0, 0, 1, 1), (0, 0, 0, 1, 1)), "m") == ["front", "front"]
+
+
+def test_set_up_refuses(task: RetrievalSet, clouds: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    queries, shard = queries_of(task, clouds[0]), Shard(np.arange(PASSAGES), clouds[1])
+    for k in (9, PASSAGES + 1):
+        with pytest.raises(DataError, match="from 10 to the 400 passages"):
+            tradeoff.set_up(task, queries, shard, tradeoff.Options(k=k))
+    own = write_set(tmp_path / "own")
+    manifest = json.loads((own.directory / "manifest.json").read_text())
+    (own.directory / "manifest.json").write_text(json.dumps({**manifest, "drop_own_id": True}))
+    with pytest.raises(DataError, match="can't leave out"):
+        tradeoff.set_up(RetrievalSet(own.directory), queries, shard, tradeoff.Options())
+
+
+# ---------------------------------------------------------------------------------------------------------------- door
+
+
+def write_folder(folder: Path, task: RetrievalSet, clouds: tuple[np.ndarray, np.ndarray]) -> Path:
+    folder.mkdir()
+    for kind, table, matrix in (("queries", task.queries, queries_of(task, clouds[0])), ("corpus", task.corpus, clouds[1])):
+        np.save(folder / f"{kind}.npy", matrix)
+        (folder / f"{kind}_ids.txt").write_text("".join(f"{name}\n" for name in table.column("id")))
+    return folder
+
+
+def test_the_door(
+    task: RetrievalSet, clouds: tuple[np.ndarray, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = write_folder(tmp_path / "vec", task, clouds), tmp_path / "out"
+    given = [
+        str(folder),
+        str(task.directory),
+        "--out",
+        str(out),
+        "--k",
+        "10",
+        "--variants",
+        "flat:fp32",
+        "sq:4",
+        "binary+rescore:2",
+    ]
+    assert door.main(given) == 0
+    result = json.loads((out / "tradeoff.json").read_text())
+    assert [point["name"] for point in result["points"]] == variants
+    assert (result["queries"], result["questions"], result["refused"]) == (40, 20, {})
+    table = list(csv.DictReader((out / "tradeoff.csv").open()))
+    assert len(table) == 3 * 2
+    assert float(table[0]["bytes_formula"]) == 4 * DIMENSIONS
+    assert {row["pareto"] for row in table} <= {"front", "overlaps", "behind"}
+    assert all(0 <= float(row["p"]) <= float(row["p_holm"]) <= 1 for row in table)
+    page = (out / "tradeoff.html").read_text()
+    assert page.count("<svg") == 2
+    assert "binary+rescore:2" in page
+    assert not any(link in page for link in ("<script", "<link", "<img", "@import", 'src="'))
+    assert door.main(given) == 2
+    assert "never overwritten" in capsys.readouterr().err
+
+
+def test_a_variant_asked_for_by_name_must_run(
+    task: RetrievalSet,
+    clouds: tuple[np.ndarray, np.ndarray],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
+    given = [str(write_folder(tmp_path / "vec", task, clouds)), str(task.directory), "--out", str(tmp_path / "out")]
+    assert door.main([*given, "--variants", "flat:fp32", "gpu-flat"]) == 2
+    assert "gpu-flat" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_refused_variants_of_the_default_list_are_reported(bench: tradeoff.Bench, task: RetrievalSet) -> None:
+    made = list(tradeoff.study(bench, ["flat:fp32", "gpu-cagra:64"]))
+    result = tradeoff.finished(bench, task, made)
+    refused = parse("gpu-cagra:64", PASSAGES, DIMENSIONS).refusal
+    assert result["refused"] == ({"gpu-cagra:64": refused} if refused else {})
+    assert len(result["points"]) + len(result["refused"]) == 2
