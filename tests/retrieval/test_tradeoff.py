@@ -236,18 +236,8 @@ def test_the_door(
     task: RetrievalSet, clouds: tuple[np.ndarray, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = write_folder(tmp_path / "vec", task, clouds), tmp_path / "out"
-    given = [
-        str(folder),
-        str(task.directory),
-        "--out",
-        str(out),
-        "--k",
-        "10",
-        "--variants",
-        "flat:fp32",
-        "sq:4",
-        "binary+rescore:2",
-    ]
+    variants = ["flat:fp32", "sq:4", "binary+rescore:2"]
+    given = [str(folder), str(task.directory), "--out", str(out), "--k", "10", "--variants", *variants]
     assert door.main(given) == 0
     result = json.loads((out / "tradeoff.json").read_text())
     assert [point["name"] for point in result["points"]] == variants
