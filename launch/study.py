@@ -1,32 +1,70 @@
-"""Expand, run, watch and report a study.
+"""Expand, submit, run, watch and report a study.
 
-    python launch/study.py expand STUDY.yaml [key=value ...]     the runs and the checks; starts nothing
-    python launch/study.py run    STUDY.yaml [key=value ...]     run what isn't done on this machine, then report
-    python launch/study.py status STUDY.yaml [key=value ...]     one line a run
-    python launch/study.py report STUDY.yaml [key=value ...]     tables and report.html from what is there
+    python launch/study.py expand   STUDY.yaml [key=value ...]                   the runs and the checks; starts nothing
+    python launch/study.py submit   STUDY.yaml [key=value ...] [--site SITE.yaml]    Slurm jobs of what was never started
+    python launch/study.py resubmit STUDY.yaml [key=value ...] --failed [--site SITE.yaml]    the same, and of what failed,
+                                                                 is lost, was cancelled, or stopped with a checkpoint
+    python launch/study.py cancel   STUDY.yaml [key=value ...]                   cancel the study's jobs; results stay
+    python launch/study.py status   STUDY.yaml [key=value ...]                   one line a run
+    python launch/study.py run      STUDY.yaml [key=value ...]                   run what isn't done on this machine, then
+                                                                 report (`submit --local` is the same)
+    python launch/study.py report   STUDY.yaml [key=value ...]                   tables and report.html from what is there
 
-A key is one of the study (study.directory=..., launch.processes=2) or of its runs (training.max_steps=3).
-Exit code: 0 well, 1 a run isn't done, 2 a mistake in the request.
+Of each run: training, then its evaluation on the sets of `evaluate`; when all have ended, however they ended, the report. A key
+is one of the study (study.directory=..., launch.processes=2, resources.nodes=4) or of its runs (training.max_steps=3). Commands
+may be repeated at any time: nothing is started twice. Needs no torch, but for `run`.
+Exit code: 0 well, 1 a run isn't done (run) or failed (status), 2 a mistake in the request, or Slurm refuses.
 """
 
 import argparse
+import os
 import sys
+from collections import Counter
 from pathlib import Path
 
-from hybrid_scale.errors import HybridScaleError
+from hybrid_scale.errors import ConfigError, HybridScaleError, describe
 from hybrid_scale.runs import RunDirectory
+from hybrid_scale.study.evaluation import settle
 from hybrid_scale.study.grid import Plan, plan_study
-from hybrid_scale.study.local import Progress, accelerate_command, run_study
+from hybrid_scale.study.local import Progress, accelerate_command, evaluate_command, run_study
+from hybrid_scale.study.queue import View, cancel, known, look, submit
+from hybrid_scale.study.settings import Site
+from hybrid_scale.study.site import load_site
+from hybrid_scale.study.slurm import SlurmError
+from hybrid_scale.study.state import TO_START_AGAIN
+
+PLANS = ("expand", "submit", "resubmit", "cancel", "status", "run", "report")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name in PLANS:
+        action = actions.add_parser(name)
+        action.add_argument("study", type=Path, metavar="STUDY.yaml")
+        action.add_argument("settings", nargs="*", metavar="key=value")
+        if name in ("submit", "resubmit"):
+            action.add_argument(
+                "--site", type=Path, metavar="SITE.yaml", help="the cluster's settings (default: `site` of the study)"
+            )
+        if name in ("submit", "run"):
+            action.add_argument("--local", action="store_true", help="on this machine, one run after another")
+        if name == "resubmit":
+            action.add_argument("--failed", action="store_true", required=True, help="what failed, is lost, cancelled or stopped")
+    ended = actions.add_parser("settle", help="(for slurm/evaluate.sbatch) take in a finished evaluation")
+    ended.add_argument("run", type=Path)
+    ended.add_argument("data")
+    ended.add_argument("code", type=int)
+    return parser.parse_args()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["expand", "run", "status", "report"])
-    parser.add_argument("study", type=Path, metavar="STUDY.yaml")
-    parser.add_argument("settings", nargs="*", metavar="key=value")
-    arguments = parser.parse_args()
+    given = arguments()
     try:
-        return ACTIONS[arguments.action](plan_study(arguments.study, arguments.settings))
+        if given.action == "settle":
+            log = f"the log of job {os.environ.get('SLURM_JOB_ID', '?')}"
+            return 0 if settle(RunDirectory(given.run), given.data, given.code, log) else 1
+        return act(given, plan_study(given.study, given.settings))
     except HybridScaleError as error:
         print(error, file=sys.stderr)
         return 2
@@ -34,15 +72,61 @@ def main() -> int:
         return 130
 
 
+def act(given: argparse.Namespace, plan: Plan) -> int:
+    match given.action:
+        case "expand":
+            return expand(plan)
+        case "run":
+            return run(plan)
+        case "submit" if given.local:
+            return run(plan)
+        case "submit":
+            return send(plan, site_of(plan, given.site), again=False)
+        case "resubmit":
+            return send(plan, site_of(plan, given.site), again=True)
+        case "cancel":
+            cancel(plan)
+            return 0
+        case "status":
+            return status(plan)
+    return report(plan)
+
+
 def expand(plan: Plan) -> int:
-    for run in plan.runs:
-        print(f"{run.id}  ->  {run.directory}")
+    for planned in plan.runs:
+        print(f"{planned.id}  ->  {planned.directory}")
     print("\n".join(plan.checks))
     return 0
 
 
+def site_of(plan: Plan, path: Path | None) -> Site:
+    if path is not None:
+        return load_site(path)
+    if plan.config.site is None:
+        rule, remedy = (
+            "a cluster's settings are needed",
+            "Give --site SITE.yaml, or a section `site`; {} asks for nothing special.",
+        )
+        raise ConfigError(describe(f"{plan.source}: site", None, rule, remedy))
+    return plan.config.site
+
+
+def send(plan: Plan, site: Site, again: bool) -> int:
+    print("\n".join(plan.checks))
+    before = submit(plan, site, again)
+    left = Counter(view.train.word for view in before if view.train.word in TO_START_AGAIN)
+    left.update(view.evaluate.word for view in before if view.evaluate and view.evaluate.word in TO_START_AGAIN)
+    if left and not again:
+        found = ", ".join(f"{count} {word}" for word, count in left.items())
+        print(f"left as they are: {found}; to start them again: launch/study.py resubmit {plan.source} --failed")
+    return 0
+
+
 def run(plan: Plan) -> int:
-    unfinished = run_study(plan, accelerate_command(plan.config.launch, Path(__file__).with_name("train.py")))
+    here = Path(__file__)
+    train = accelerate_command(plan.config.launch, here.with_name("train.py"))
+    score = evaluate_command(plan.config.launch, here.with_name("evaluate.py"))
+    unfinished = run_study(plan, train, evaluate=score)
     for left in unfinished:
         print(f"not done: {left.id}, see {left.directory / 'train.log'}", file=sys.stderr)
     report(plan)
@@ -50,12 +134,29 @@ def run(plan: Plan) -> int:
 
 
 def status(plan: Plan) -> int:
-    width = max(len(run.id) for run in plan.runs)
-    for run in plan.runs:
-        facts = RunDirectory(run.directory).status()
-        reason = f"  {facts['reason']}" if facts.get("reason") else ""
-        print(f"{run.id:{width}}  {facts['status']:9}  {Progress(run).text()}{reason}")
-    return 0
+    try:
+        views = look(known(plan, must_answer=False))
+    except SlurmError as error:
+        print(f"{error}\nStatus of the run directories alone would be a guess.", file=sys.stderr)
+        return 2
+    width = max(len(view.run.id) for view in views)
+    for view in views:
+        print(f"{view.run.id:{width}}  {line(view)}")
+    words = Counter(view.train.word for view in views)
+    print(f"{len(views)} runs: {', '.join(f'{count} {word}' for word, count in words.items())}")
+    failed = {"failed", "lost", "blocked", "broken"}
+    return 1 if any({view.train.word, view.evaluate.word if view.evaluate else ""} & failed for view in views) else 0
+
+
+def line(view: View) -> str:
+    job = f"  job {view.train.job.id}" if view.train.job and view.train.job.alive else ""
+    detail = f"  {view.train.detail}" if view.train.detail else ""
+    progress = Progress(view.run).text() if view.train.word not in ("planned", "broken") else ""
+    text = f"{view.train.word:9}  {progress}{job}{detail}"
+    if view.evaluate is None or (view.evaluate.word == "planned" and view.train.word == "planned"):
+        return text.rstrip()
+    scored = f"{view.evaluate.word}, {len(view.left)} sets left" if view.left else "done"
+    return f"{text}  | evaluation {scored}" + (f": {view.evaluate.detail}" if view.evaluate.detail else "")
 
 
 def report(plan: Plan) -> int:
@@ -63,9 +164,6 @@ def report(plan: Plan) -> int:
 
     print(write_report(plan))
     return 0
-
-
-ACTIONS = {"expand": expand, "run": run, "status": status, "report": report}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Run a study's runs one after another on this machine.
+"""Run a study's runs one after another on this machine, and score each on the study's sets.
 
 A run that is done is skipped, any other is started or resumed; a failure is recorded and the next run starts. All that is
 known of a run comes from its directory: no output is parsed. Knows no torch and nothing of what training does.
 """
 
-import fcntl
 import os
 import shlex
 import signal
@@ -12,18 +11,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
-from hybrid_scale.errors import RunError, describe
 from hybrid_scale.runs import RunDirectory
+from hybrid_scale.study.evaluation import missing, output, settle
 from hybrid_scale.study.grid import Plan, PlannedRun
+from hybrid_scale.study.journal import only_one
+from hybrid_scale.study.queue import refuse_if_submitted
 from hybrid_scale.study.settings import LaunchSettings
 
 Command = Callable[[PlannedRun], list[str]]
+EvaluateCommand = Callable[[PlannedRun, str], list[str]]
+"""Of a run and the directory of a prepared retrieval set."""
 
 BUILT = (
     *("--use_deepspeed", "--deepspeed_multinode_launcher", "standard", "--num_machines", "1"),
@@ -39,13 +42,23 @@ def accelerate_command(launch: LaunchSettings, train_script: Path) -> Command:
     The DeepSpeed launcher serves both engines: it starts one process per rank on a machine with or without GPUs, whereas
     Accelerate's plain CPU launcher needs mpirun. `standard` keeps it from looking for hosts (SLURM.md).
     """
-    arguments = BUILT if launch.command is None else launch.command
+    return lambda run: [*_launcher(launch), str(train_script), str(run.directory / "config.yaml")]
 
-    def command(run: PlannedRun) -> list[str]:
-        start = [sys.executable, "-m", "accelerate.commands.launch", *arguments, "--num_processes", str(launch.processes)]
-        return [*start, "--main_process_port", str(_free_port()), str(train_script), str(run.directory / "config.yaml")]
+
+def evaluate_command(launch: LaunchSettings, evaluate_script: Path) -> EvaluateCommand:
+    """How a trained run is scored on a set, with as many processes."""
+
+    def command(run: PlannedRun, data: str) -> list[str]:
+        made = output(RunDirectory(run.directory), data)
+        return [*_launcher(launch), str(evaluate_script), data, "--run", str(run.directory), "--out", str(made)]
 
     return command
+
+
+def _launcher(launch: LaunchSettings) -> list[str]:
+    arguments = BUILT if launch.command is None else launch.command
+    start = [sys.executable, "-m", "accelerate.commands.launch", *arguments, "--num_processes", str(launch.processes)]
+    return [*start, "--main_process_port", str(_free_port())]
 
 
 def _free_port() -> int:
@@ -62,12 +75,19 @@ def environment(processes: int) -> dict[str, str]:
     return env
 
 
-def run_study(plan: Plan, command: Command, output: TextIO = sys.stdout, poll_seconds: float = 1.0) -> list[PlannedRun]:
-    """Run what isn't done; returns the runs that aren't done afterwards.
+def run_study(
+    plan: Plan,
+    command: Command,
+    output: TextIO = sys.stdout,
+    poll_seconds: float = 1.0,
+    evaluate: EvaluateCommand | None = None,
+) -> list[PlannedRun]:
+    """Run what isn't done; returns the runs that aren't done afterwards, or that lack a result on a set of `evaluate`.
 
-    Raises RunError before the first start: a directory holds another config, or the study is running already.
+    Raises RunError before the first start: a directory holds another config, the study is running already, here or in Slurm.
     """
-    with _only_one(plan.directory), _terminate_as_interrupt():
+    with only_one(plan.directory), _terminate_as_interrupt():
+        refuse_if_submitted(plan)
         for run in plan.runs:
             RunDirectory(run.directory).create(run.config)
         env = environment(plan.config.launch.processes)
@@ -77,20 +97,14 @@ def run_study(plan: Plan, command: Command, output: TextIO = sys.stdout, poll_se
                 print(f"{label}: done already", file=output, flush=True)
             else:
                 _run_one(run, command(run), env, _Line(label, output), poll_seconds)
-    return [run for run in plan.runs if RunDirectory(run.directory).status()["status"] != "done"]
+            if evaluate and RunDirectory(run.directory).status()["status"] == "done":
+                _evaluate_one(run, plan.config.evaluate, evaluate, env, _Line(label, output))
+    return [run for run in plan.runs if not _complete(run, plan.config.evaluate if evaluate else ())]
 
 
-@contextmanager
-def _only_one(directory: Path) -> Iterator[None]:
-    """Hold the study's lock; the kernel frees it when this process ends, however it ends."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / "study.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            remedy = "Wait for it, or stop it."
-            raise RunError(describe(str(directory), "a lock", "this study is running already", remedy)) from None
-        yield
+def _complete(run: PlannedRun, sets: Sequence[str]) -> bool:
+    directory = RunDirectory(run.directory)
+    return directory.status()["status"] == "done" and not missing(directory, sets)
 
 
 @contextmanager
@@ -111,27 +125,47 @@ def _run_one(run: PlannedRun, command: list[str], env: Mapping[str, str], line: 
     directory = RunDirectory(run.directory)
     directory.set_status("queued")  # so that a failure before the trainer's first word isn't mistaken for an old one
     begun = time.monotonic()
-    with open(run.directory / "train.log", "ab") as log:
-        log.write(f"$ {shlex.join(command)}\n".encode())
-        log.flush()
+    with _logged(run.directory / "train.log", command) as log:
         try:
             child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
         except OSError as error:
             directory.set_status("failed", reason=f"the command couldn't be started: {error}")
         else:
+            progress = Progress(run)
             try:
-                _follow(child, run, line, poll_seconds)
+                _follow(child, progress.text, line, poll_seconds)
             finally:
                 _record_end(directory, child.returncode)
     line.end(_outcome(directory, time.monotonic() - begun))
 
 
-def _follow(child: subprocess.Popen[bytes], run: PlannedRun, line: "_Line", poll_seconds: float) -> None:
-    """Show progress until the child ends. An interrupted study waits for its child, which saves a checkpoint first."""
-    progress = Progress(run)
+def _evaluate_one(run: PlannedRun, sets: Sequence[str], command: EvaluateCommand, env: Mapping[str, str], line: "_Line") -> None:
+    directory = RunDirectory(run.directory)
+    for data in missing(directory, sets):
+        log_file, begun, code = run.directory / "evaluate.log", time.monotonic(), 1
+        arguments = command(run, data)
+        with _logged(log_file, arguments) as log:
+            child = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, env=env)
+            name = Path(data).name
+            code = _follow(child, lambda name=name: f"scoring {name}", line, 1.0)  # type: ignore[misc]
+        word = "scored" if settle(directory, data, code, str(log_file)) else f"not scored, see {log_file}"
+        line.end(f"{name} {word} ({clock(time.monotonic() - begun)})")
+
+
+@contextmanager
+def _logged(path: Path, command: Sequence[str]) -> Iterator[IO[bytes]]:
+    """The log, opened to be continued, with the command as a line of its own."""
+    with open(path, "ab") as log:
+        log.write(f"$ {shlex.join(command)}\n".encode())
+        log.flush()
+        yield log
+
+
+def _follow(child: subprocess.Popen[bytes], text: Callable[[], str], line: "_Line", poll_seconds: float) -> int:
+    """Show `text` until the child ends; its exit code. An interrupted study waits for its child, which saves first."""
     try:
         while child.poll() is None:
-            line.show(progress.text())
+            line.show(text())
             _wait(child, poll_seconds)
     except KeyboardInterrupt:  # the terminal has sent SIGINT to the child too
         line.end("interrupted; waiting for the run to save")
@@ -141,6 +175,7 @@ def _follow(child: subprocess.Popen[bytes], run: PlannedRun, line: "_Line", poll
         child.terminate()
         child.wait()
         raise
+    return child.returncode
 
 
 def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:

@@ -129,7 +129,7 @@ def test_a_study_runs_once_at_a_time_and_stops_with_its_child(plan: Plan, tmp_pa
         deadline = time.monotonic() + 30
         while status(plan.runs[0])["status"] != "running" and time.monotonic() < deadline:
             time.sleep(0.05)
-        with pytest.raises(RunError, match="this study is running already"):
+        with pytest.raises(RunError, match="this study is being run or submitted right now"):
             run(plan, fake(tmp_path))
         other.send_signal(signal.SIGTERM)
         assert other.wait(20) == 128 + signal.SIGTERM
