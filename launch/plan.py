@@ -3,9 +3,10 @@
     python launch/plan.py RUN.yaml   --gpu h100 --nodes 1,2,8 [section.key=value ...]
     python launch/plan.py STUDY.yaml --gpu a100-80 --nodes 2 --price 1.8 [key=value ...]
 
-Several --nodes plan each; without --nodes a study's runs get the nodes and ranks of its own `resources`. Text lengths come from the prepared data's length tables; where there are none, from --query-tokens and
---passage-tokens, or else every text is as long as its limit. --best replaces the config's shard group, micro-batches, kept tokens
-and checkpointing by the fastest that fit. Exit code: 0 all fits, 1 something doesn't, 2 a mistake in the request.
+Several --nodes plan each; without --nodes a study's runs get the nodes and ranks of its own `resources`. Text lengths come from
+the prepared data's length tables; where there are none, from --query-tokens and --passage-tokens, or else every text is as long
+as its limit. --best replaces the config's shard group, micro-batches, kept tokens and checkpointing by the fastest that fit.
+Exit code: 0 all fits, 1 something doesn't, 2 a mistake in the request.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("settings", nargs="*", metavar="key=value")
     parser.add_argument("--gpu", default="h100", help=f"one of {', '.join(GPUS)} (default: h100)")
     parser.add_argument("--nodes", metavar="N[,N...]", help="nodes of a run (default: 1, or a study's own)")
-    parser.add_argument("--gpus-per-node", type=int, help="default: 8, or a study's own")
+    parser.add_argument("--gpus-per-node", type=int, help="default: 8, or without --nodes a study's own")
     parser.add_argument("--interconnect", default="ib-ndr", help=f"one of {', '.join(INTERCONNECTS)} (default: ib-ndr)")
     parser.add_argument("--ports", type=int, help="interconnect ports of a node (default: one a GPU; edr, 100, 25, 10: one)")
     parser.add_argument("--price", type=float, help="of a GPU-hour; no price is built in")
@@ -54,7 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--passage-tokens", type=float, help="mean tokens of a passage")
     parser.add_argument("--best", action="store_true", help="the fastest settings that fit instead of the config's")
     parser.add_argument("--json", action="store_true")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,9 @@ def node_counts(text: str | None) -> list[int | None]:
 
 
 def cluster(arguments: argparse.Namespace, run: Asked, nodes: int | None) -> Cluster:
+    own = nodes is None  # the study's own machines, where it names some
+    gpus = arguments.gpus_per_node if arguments.gpus_per_node is not None else (own and run.gpus_per_node) or 8
     nodes = nodes if nodes is not None else run.nodes or 1
-    gpus = arguments.gpus_per_node if arguments.gpus_per_node is not None else run.gpus_per_node or 8
     return make_cluster(arguments.gpu, nodes, gpus, arguments.interconnect, arguments.ports, arguments.price)
 
 

@@ -2,7 +2,9 @@
 
 Every row names its source. `statistic` says what was read: `device` (nvidia-smi: our line for context and allocator), `reserved`
 (torch's reserved: allocator, no context), `allocated` (torch's allocated: neither). Rows of language models have a head whose
-logits compete with the layers for the peak. What the sources don't state is said in `note`.
+logits compete with the layers for the peak. What the sources don't state is said in `note`. Left out: rows whose text length
+isn't published (ms-swift's 16 GiB for Qwen2.5-7B), whose GPU isn't in our table (times on A5000, 3090, RTX 6000 Ada), or that
+imply more than the GPU's peak rate (torchtune's LoRA rows on 4090 and A6000).
 """
 
 from dataclasses import dataclass, replace
@@ -41,7 +43,7 @@ class Peak:
     """One published peak of one GPU."""
 
     title: str
-    model: str
+    model: str | Architecture
     measured: float
     """Bytes."""
     statistic: Literal["device", "reserved", "allocated"]
@@ -68,7 +70,7 @@ class Peak:
 
     @property
     def architecture(self) -> Architecture:
-        return KNOWN[self.model]
+        return KNOWN[self.model] if isinstance(self.model, str) else self.model
 
 
 def predicted_peak(row: Peak) -> float:
@@ -337,7 +339,7 @@ FIRST_HALF, SECOND_HALF = TIMINGS[0::2], TIMINGS[1::2]
 
 
 def calibrate(rows: tuple[Timing, ...]) -> Calibration:
-    """The utilisations and the link's share (to .005 and .02) with the least median error; ties by the mean error."""
+    """The utilisations and the link's share (to .005 and .02) with the least mean error; ties by the median."""
     found: dict[str, float] = {}
     link = 0.4
     for _ in range(3):

@@ -93,7 +93,9 @@ def study_text(study: StudyEstimate) -> str:
     rows = [head, *(_row(names, plan) for names, plan in study.kinds)]
     rows.append(("all", str(len(study.plans)), *[""] * 7, f"{study.gpu_hours:,.1f}", _money(study.cost)))
     parts = [_aligned(rows), "", memory_table([(_title(plan), plan) for plan in _one_a_model(study)])]
-    parts += [f"\n{name}: {_problem(study.plans[name])}" for name in study.problems]
+    parts += [f"\n{names[0]} ({len(names)} runs): {_problem(plan)}" for names, plan in study.kinds if not plan.fits]
+    notes = dict.fromkeys(note for _, plan in study.kinds for note in plan.notes)
+    parts += ["", *(f"note: {note}" for note in notes)]
     return "\n".join(parts)
 
 
