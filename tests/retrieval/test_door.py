@@ -1,0 +1,110 @@
+"""launch/evaluate.py on a run that was really trained: stores, restart, the best checkpoint, refusals."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybrid_scale import dist
+from hybrid_scale.config import RunConfig
+from hybrid_scale.data.records import Judgment, Passage, Query, Record, write_retrieval
+from hybrid_scale.retrieval.benchmark import evaluate_run
+from hybrid_scale.runs import RunDirectory, read_json
+from hybrid_scale.train.run import train
+from launch.evaluate import main
+from tests.ranks import run_ranks
+from tests.train.setup import make_config, write_inputs
+
+LANGUAGES, GROUPS = ("en", "de"), 20
+
+
+def train_on_this_rank(tree: str) -> bool:
+    dist.start()
+    return train(
+        RunConfig.model_validate_json(tree),
+        lambda config, run, encoder, engine, step: evaluate_run(config, run, encoder, engine.embed, step),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`set`, a retrieval set, and `run`, two steps with a checkpoint and an evaluation each."""
+    folder = write_inputs(tmp_path_factory.mktemp("door"))
+    names = [(group, lang) for group in range(GROUPS) for lang in LANGUAGES]
+    records: list[Record] = [Passage("t", f"{lang}:{g}", lang, f"text of g{g} {lang}" + " more" * (g % 5)) for g, lang in names]
+    records += [Query("t", f"{lang}:{g}", lang, f"question {lang} about g{g}", f"g{g}") for g, lang in names]
+    records += [Judgment("t", f"{lang}:{g}", f"{other}:{g}", 1) for g, lang in names for other in LANGUAGES]
+    write_retrieval(records, folder / "set", {"name": "synthetic"})
+    config = make_config(
+        folder,
+        data={"evaluate": [str(folder / "set")]},
+        optimizer={"learning_rate": 0.01},
+        training={"max_steps": 2, "save_every_steps": 1, "evaluate_every_steps": 1, "keep_best": "set:multi_map"},
+    )
+    assert run_ranks(train_on_this_rank, 1, config.model_dump_json()) == [True]
+    return folder
+
+
+def scored(folder: Path, *options: str) -> dict[str, Any]:
+    out = folder / "out.json"
+    assert main([str(folder / "set"), *options, "--out", str(out)]) == 0
+    result: dict[str, Any] = json.loads(out.read_text())
+    return result
+
+
+def stamps(store: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in sorted(store.glob("*/part_*"))}
+
+
+def test_a_run_is_encoded_once_and_scores_as_in_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDirectory(folder / "run")
+    result = scored(folder, "--run", str(run.path))
+    store = run.embeddings / "set" / "step_00000002"
+    before = stamps(store)
+    assert before
+    assert result["metrics"] == pytest.approx(read_json(run.evaluation_file("set"))["metrics"], abs=0.02)
+    assert scored(folder, "--run", str(run.path)) == result
+    assert stamps(store) == before
+    assert scored(folder, "--embeddings", str(store)) == result
+    (store / "corpus" / "part_00000.npy").write_bytes(b"")
+    capsys.readouterr()
+    assert scored(folder, "--run", str(run.path)) == result
+    assert "part_00000.npy has 0 bytes for 32 vectors: truncated" in capsys.readouterr().err
+    assert (folder / "out.parquet").is_file()
+
+
+def test_the_best_checkpoint(folder: Path) -> None:
+    run = RunDirectory(folder / "run")
+    best = read_json(run.checkpoints / "best")
+    result = scored(folder, "--run", str(run.path), "--best")
+    assert (run.embeddings / "set" / best["folder"] / "corpus" / "manifest.json").is_file()
+    assert result["metrics"]["multi_map"] == pytest.approx(best["value"], abs=0.02)
+
+
+def test_what_the_door_refuses(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = RunDirectory(folder / "run"), str(tmp_path / "out.json")
+    common = [str(folder / "set"), "--run", str(run.path), "--out", out]
+    steps = sorted(run.checkpoints.glob("step_*"))
+    assert main([*common, "--store", str(tmp_path / "store")]) == 0
+    kept = stamps(tmp_path / "store")
+    (steps[-1] / "COMPLETE").rename(tmp_path / "COMPLETE")  # now the step before is the latest
+    try:
+        assert main([*common, "--store", str(tmp_path / "store")]) == 2
+        assert "these are embeddings of something else: model.trained: " in capsys.readouterr().err
+        assert stamps(tmp_path / "store") == kept
+    finally:
+        (tmp_path / "COMPLETE").rename(steps[-1] / "COMPLETE")
+    best = (run.checkpoints / "best").read_text()
+    (run.checkpoints / "best").unlink()
+    assert main([*common, "--best"]) == 2
+    assert "no best checkpoint" in capsys.readouterr().err
+    (run.checkpoints / "best").write_text(best)
+    with pytest.raises(SystemExit):
+        main([str(folder / "set"), "--config", "c.yaml", "--best", "--out", out])
+
+
+def test_an_untrained_base_is_kept_in_the_runs_folder(folder: Path) -> None:
+    result = scored(folder, "--config", str(RunDirectory(folder / "run").config_file))
+    assert (folder / "run" / "embeddings" / "set" / "base" / "queries" / "part_00000.npy").is_file()
+    assert result["queries"] == 40
