@@ -177,7 +177,9 @@ class Progress:
         rate = done / (self.said - self.started)
         left = (self.total - done) / rate if rate else float("inf")
         kept = f" ({self.kept} were there)" if self.kept else ""
-        line = f"encoding {self.kind}: {done}/{self.total}{kept}  {rate:.0f} {self.kind}/s  left {left:.0f} s"
+        line = (
+            f"encoding {self.kind}: {done}/{self.total}{kept}  {rate:.{0 if rate >= 10 else 1}f} {self.kind}/s  left {left:.0f} s"
+        )
         print(line, file=sys.stderr, flush=True)
 
 
