@@ -1,4 +1,4 @@
-"""The planner: published runs, hand-worked plans, choices that fit, the trainer's same answer, and the door without torch."""
+"""The planner: plans worked by hand, choices that fit, the trainer's same answer, and the door without torch."""
 
 import json
 import subprocess
@@ -6,7 +6,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,55 +14,16 @@ import pytest
 
 from hybrid_scale.config import RunConfig, load_config, validate
 from hybrid_scale.costs import RESERVE
+from hybrid_scale.data.partition import Budget, partition
 from hybrid_scale.errors import ConfigError, ModelError
 from hybrid_scale.forecast import Texts, read_zero, text_lengths
 from hybrid_scale.hardware import GPUS, Cluster, find_gpu, make_cluster
 from hybrid_scale.planner import best_run, nearest_fit, plan_run
-from hybrid_scale.speed import CALIBRATION, Calibration, Work, step_flops, step_seconds
+from hybrid_scale.speed import Calibration, Work, step_flops, step_seconds
 from hybrid_scale.train.run import choose_shard_group
-from tests.published import FIRST_HALF, PEAKS, SECOND_HALF, TIMINGS, Peak, Timing, calibrate, predicted_peak, relative_error
 from tests.test_floors import BLOCKED, ROOT
 
 TEXTS = Texts(34, 187, "XQuAD-R, English")
-GB_70B = "huggingface/peft"
-STRICT = [row for row in PEAKS if row.source.startswith((GB_70B, "pytorch/torchtune")) and not row.offloaded]
-
-
-def title(row: Peak | Timing) -> str:
-    return row.title
-
-
-# Published runs
-
-
-@pytest.mark.parametrize("row", STRICT, ids=title)
-def test_peaks_of_peft_and_torchtune_are_met_to_5_percent(row: Peak) -> None:
-    assert predicted_peak(row) == pytest.approx(row.measured, rel=0.05)
-
-
-@pytest.mark.parametrize("row", [row for row in PEAKS if not row.offloaded], ids=title)
-def test_no_resident_peak_is_more_than_10_percent_above_the_plan(row: Peak) -> None:
-    assert -0.10 < predicted_peak(row) / row.measured - 1 < 0.15
-
-
-def test_enough_rows() -> None:
-    assert len(STRICT) == 5
-    assert sum(not row.offloaded for row in PEAKS) >= 16
-    assert (len(FIRST_HALF), len(SECOND_HALF)) == (14, 14)
-
-
-@pytest.mark.parametrize(("fitted", "tested"), [(FIRST_HALF, SECOND_HALF), (SECOND_HALF, FIRST_HALF)], ids=["first", "second"])
-def test_one_half_of_the_published_times_predicts_the_other(fitted: tuple[Timing, ...], tested: tuple[Timing, ...]) -> None:
-    """Utilisation and the link's share fitted on one half: within 20 % (median) of the half that they haven't seen."""
-    calibration = calibrate(fitted)
-    assert median(abs(relative_error(row, calibration)) for row in tested) < 0.20
-
-
-def test_the_built_in_calibration_is_that_of_all_rows() -> None:
-    found = calibrate(TIMINGS)
-    assert dict(found.utilisation) == pytest.approx(dict(CALIBRATION.utilisation))
-    assert found.link == CALIBRATION.link
-
 
 # Speed by hand
 
@@ -126,6 +86,24 @@ def test_schedules() -> None:
     assert twice.work.flops / direct.work.flops == pytest.approx(8 / 6, rel=0.01)
     assert direct.work.dequantised == 3 * direct.counts.quantised
     assert twice.work.dequantised == (3 * 4 + 1) * direct.counts.quantised
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "kept", "embedding"), [(8192, None, 8192), (2048, None, 4096), (2048, 5000, 8192), (512, 512, 512)]
+)
+def test_schedules_are_those_of_the_trainer(micro_batch: int, kept: int | None, embedding: int) -> None:
+    """Micro-batches, graphs kept and tokens embedded twice, against the plan of a real step over 2,048 lengths on 8 ranks."""
+    rng = np.random.default_rng(0)
+    queries, passages = (np.clip(rng.lognormal(np.log(mean), 0.5, 1024), 4, 256).astype(np.int64) for mean in (25, 120))
+    step = partition(np.concatenate([queries, passages]), 8, Budget(micro_batch, kept or micro_batch, embedding))
+    budgets = {"max_tokens_per_micro_batch": micro_batch, "max_kept_tokens": kept, "max_tokens_per_embedding_batch": embedding}
+    plan = plan_run(config(training=budgets), make_cluster("h100"), Texts(queries.mean(), passages.mean(), "drawn"))
+    assert plan.schedule == step.schedule
+    assert abs(plan.rounds - step.rounds) <= 1 + step.rounds // 20
+    assert abs(plan.kept - step.kept) <= 1
+    assert plan.tokens * 8 == pytest.approx(step.lockstep_tokens, rel=0.03)
+    twice = plan.tokens * 8 * (1 - plan.kept / plan.rounds)
+    assert twice == pytest.approx(step.recomputed_tokens, abs=0.12 * step.real_tokens)
 
 
 def test_time_and_cost() -> None:

@@ -1,10 +1,9 @@
-"""Published memory peaks and training times, and what our formulas say of the same runs. Used by tests and benchmarks/plan.py.
+"""Published memory peaks, and what our formulas say of the same runs. Used by tests and benchmarks/plan.py.
 
 Every row names its source. `statistic` says what was read: `device` (nvidia-smi: our line for context and allocator), `reserved`
 (torch's reserved: allocator, no context), `allocated` (torch's allocated: neither). Rows of language models have a head whose
 logits compete with the layers for the peak. What the sources don't state is said in `note`. Left out: rows whose text length
-isn't published (ms-swift's 16 GiB for Qwen2.5-7B), whose GPU isn't in our table (times on A5000, 3090, RTX 6000 Ada), or that
-imply more than the GPU's peak rate (torchtune's LoRA rows on 4090 and A6000).
+isn't published (ms-swift's 16 GiB for Qwen2.5-7B).
 """
 
 from dataclasses import dataclass, replace
@@ -21,8 +20,6 @@ from hybrid_scale.costs import (
     activation_bytes,
     memory_lines,
 )
-from hybrid_scale.hardware import Cluster, find_gpu
-from hybrid_scale.speed import Calibration, Work, attention_flops, step_flops, step_seconds
 
 PEFT_Z3 = "huggingface/peft docs/source/accelerate/deepspeed.md"
 PEFT_FSDP = "huggingface/peft docs/source/accelerate/fsdp.md"
@@ -120,6 +117,23 @@ def _as_read(lines: dict[str, float], row: Peak) -> float:
     return allocated * factor + (CONTEXT_BYTES if row.statistic == "device" else 0)
 
 
+def _qwen(name: str, layers: int, hidden: int, heads: int, intermediate: int) -> Architecture:
+    """Qwen (1): a head of its own and as many key-value heads as heads."""
+    return replace(
+        KNOWN["llama-2-7b"],
+        name=name,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        key_value_heads=heads,
+        intermediate=intermediate,
+        vocabulary=151936,
+    )
+
+
+QWEN_7B, QWEN_14B = _qwen("Qwen-7B", 32, 4096, 32, 11008), _qwen("Qwen-14B", 40, 5120, 40, 13696)
+QWEN_72B = _qwen("Qwen-72B", 80, 8192, 64, 24576)
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 GB, GIB = 1e9, 2.0**30
 PEAKS = (
     Peak(
@@ -202,6 +216,26 @@ PEAKS = (
             ("13b", "bf16", 1, 38.12),
         )
     ),
+    *(
+        Peak(
+            *(
+                f"{a.name} LoRA{' ZeRO-3' if world > 1 else ''}, {world} x A100-80, 1 x {n}",
+                a,
+                gb / world * GB,
+                "device",
+                QWEN,
+                n,
+            ),
+            *(world, "zero3" if world > 1 else "", False, 64),
+            note="how it was read isn't stated",
+        )
+        for a, world, peaks in (
+            (QWEN_7B, 1, (20.1, 20.4, 21.5, 23.8, 29.7, 36.6)),
+            (QWEN_14B, 1, (34.6, 35.1, 35.3, 37.4, 42.5, 55.2)),
+            (QWEN_72B, 4, (215.4, 217.7, 222.6, 228.8, 249.0, 289.2)),
+        )
+        for n, gb in zip(LENGTHS, peaks, strict=True)
+    ),
     Peak(
         *(
             "Llama-2-70B QLoRA FSDP + CPU offload, 2 x 24 GB, 2 x 2048",
@@ -234,129 +268,3 @@ PEAKS = (
         note="the same",
     ),
 )
-
-
-# ------------------------------------------------------------------------------------------------------------------- time
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One published training speed."""
-
-    title: str
-    model: Architecture
-    gpu: str
-    measured: float
-    """Seconds for `micro_batches` micro-batches on each GPU."""
-    source: str
-    tokens: int
-    """Of a micro-batch."""
-    micro_batches: float
-    length: int
-    world: int = 1
-    sharded: bool = False
-    quantised: bool = False
-    rank: int = 64
-
-    @property
-    def cluster(self) -> Cluster:
-        return Cluster(find_gpu(self.gpu), 1, self.world)
-
-
-def predicted_seconds(row: Timing, calibration: Calibration) -> float:
-    """Seconds, by the functions that plan our own runs. The head multiplies too; each micro-batch gathers weights twice."""
-    a = row.model
-    linear = a.linear + a.embedding
-    attention = attention_flops(a, row.length, causal=True)
-    tokens = row.tokens * row.micro_batches
-    weights = a.linear * (0.5 if row.quantised else 2) + 2 * (a.total - a.linear)
-    work = Work(
-        flops=step_flops(linear, a.lora(row.rank), attention, tokens),
-        dequantised=3 * row.micro_batches * a.linear if row.quantised else 0,
-        gathered=2 * row.micro_batches * weights if row.sharded else 0,
-        group=row.world if row.sharded else 1,
-    )
-    return step_seconds(work, row.cluster, calibration).total
-
-
-def _qwen(name: str, layers: int, hidden: int, heads: int, intermediate: int) -> Architecture:
-    """Qwen (1): a head of its own and as many key-value heads as heads."""
-    return replace(
-        KNOWN["llama-2-7b"],
-        name=name,
-        layers=layers,
-        hidden=hidden,
-        heads=heads,
-        key_value_heads=heads,
-        intermediate=intermediate,
-        vocabulary=151936,
-    )
-
-
-QWEN_7B, QWEN_14B = _qwen("Qwen-7B", 32, 4096, 32, 11008), _qwen("Qwen-14B", 40, 5120, 40, 13696)
-QWEN_72B = _qwen("Qwen-72B", 80, 8192, 64, 24576)
-LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
-SAMPLES = 1024
-"""Texts of 2048 tokens in answer.ai's runs."""
-
-
-def _answer(model: str, gpu: str, world: int, batch: int, seconds: float, sharded: bool = True, quantised: bool = True) -> Timing:
-    kind = f"{'QLoRA' if quantised else 'LoRA'} {'FSDP' if sharded else 'DDP'}"
-    title = f"{model} {kind}, {world} x {gpu}, {batch} x 2048"
-    steps = SAMPLES / world / batch
-    return Timing(title, KNOWN[model], gpu, seconds, ANSWER, batch * 2048, steps, 2048, world, sharded, quantised)
-
-
-TIMINGS = (
-    *(
-        Timing(f"{a.name} LoRA, A100-80, 1 x {n}", a, "a100-80", s, QWEN, n, 8, n)
-        for a, seconds in ((QWEN_7B, (1.2, 1.5, 2.8, 5.2, 10.1, 21.3)), (QWEN_14B, (1.6, 2.4, 4.4, 8.4, 17.0, 36.0)))
-        for n, s in zip(LENGTHS, seconds, strict=True)
-    ),
-    *(
-        Timing(f"Qwen-72B LoRA ZeRO-3, 4 x A100-80, 1 x {n}", QWEN_72B, "a100-80", s, QWEN, n, 8, n, 4, True)
-        for n, s in zip(LENGTHS, (17.6, 20.5, 29.4, 45.7, 83.4, 161.5), strict=True)
-    ),
-    _answer("llama-2-70b", "a100-40", 2, 1, 3277),
-    _answer("llama-2-70b", "a100-40", 4, 4, 1266),
-    _answer("llama-2-70b", "a100-40", 8, 4, 672),
-    _answer("llama-2-70b", "h100", 4, 8, 667),
-    _answer("llama-2-7b", "4090", 2, 4, 437, sharded=False, quantised=False),
-    _answer("llama-2-7b", "4090", 2, 6, 481, quantised=False),
-    _answer("llama-2-7b", "4090", 2, 8, 450, sharded=False),
-    _answer("llama-2-7b", "4090", 2, 10, 466),
-    Timing(
-        *("llama-3.1-70b LoRA FSDP2, 8 x a100-80, 2 x 2048", KNOWN["llama-3.1-70b"], "a100-80", 8 * 4096 / 3497, TUNE),
-        *(4096, 1, 2048, 8, True, False, 16),
-    ),
-    Timing(
-        *("llama-3.1-8b QLoRA, 4090, 2 x 2048", KNOWN["llama-3.1-8b"], "4090", 4096 / 2413, TUNE),
-        *(4096, 1, 2048, 1, False, True, 8),
-    ),
-)
-FIRST_HALF, SECOND_HALF = TIMINGS[0::2], TIMINGS[1::2]
-"""Every other row, in the order of the sources' tables."""
-
-
-def calibrate(rows: tuple[Timing, ...]) -> Calibration:
-    """The utilisations and the link's share (to .005 and .02) with the least mean error; ties by the median."""
-    found: dict[str, float] = {}
-    link = 0.4
-    for _ in range(3):
-        for generation in sorted({row.cluster.gpu.generation for row in rows}):
-            own = tuple(row for row in rows if row.cluster.gpu.generation == generation)
-            options = [Calibration({**found, generation: step / 200}, link=link) for step in range(40, 190)]
-            found[generation] = min(options, key=lambda c: _error(own, c)).utilisation[generation]
-        links = [Calibration(found, link=step / 50) for step in range(5, 51)]
-        sharded = tuple(row for row in rows if row.sharded)
-        link = min(links, key=lambda c: _error(sharded, c)).link
-    return Calibration(found, link=link)
-
-
-def relative_error(row: Timing, calibration: Calibration) -> float:
-    return predicted_seconds(row, calibration) / row.measured - 1
-
-
-def _error(rows: tuple[Timing, ...], calibration: Calibration) -> tuple[float, float]:
-    errors = sorted(abs(relative_error(row, calibration)) for row in rows)
-    return sum(errors) / len(errors), errors[len(errors) // 2]
