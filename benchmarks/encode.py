@@ -40,7 +40,7 @@ from hybrid_scale.retrieval.encode import Encoding, encode_stored
 from hybrid_scale.retrieval.stored import StoredVectors
 
 CUT = 512
-COMPARED = 24
+COMPARED = 12
 GOALS = {"one script": 1.0, "mixed scripts": 1.15, "2 ranks": 1.9}
 DEMO = ("en", "ar", "de", "es", "ru", "zh")
 

@@ -232,4 +232,4 @@ def _norms(vectors: np.ndarray) -> np.ndarray:
 
 def rows_of_parts(rows: int, world: int) -> int:
     """Rows of a part, the unit in which ranks take work: at least sixteen parts a rank where there are enough rows."""
-    return min(16_384, max(32, -(-rows // (16 * world))))
+    return min(16_384, max(16, -(-rows // (16 * world))))

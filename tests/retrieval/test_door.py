@@ -70,7 +70,7 @@ def test_a_run_is_encoded_once_and_scores_as_in_training(folder: Path, capsys: p
     (store / "corpus" / "part_00000.npy").write_bytes(b"")
     capsys.readouterr()
     assert scored(folder, "--run", str(run.path)) == result
-    assert "part_00000.npy has 0 bytes for 32 vectors: truncated" in capsys.readouterr().err
+    assert "part_00000.npy has 0 bytes for 16 vectors: truncated" in capsys.readouterr().err
     assert (folder / "out.parquet").is_file()
 
 
