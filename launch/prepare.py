@@ -3,6 +3,8 @@
 python launch/prepare.py demo --split train --out data/demo-train
 python launch/prepare.py xquad_r --path raw/xquad-r --languages en,de --out data/xquad-r
 python launch/prepare.py pairs --path a.jsonl.gz b.jsonl --out data/train --rejects rejects.jsonl --config run.yaml
+python launch/prepare.py pairs --path nq.jsonl.gz --out data/train --contains nq        # so that results on NQ say in-domain
+python launch/prepare.py beir_set --option name=scifact --path beir/scifact --out data/scifact
 """
 
 import argparse
@@ -15,9 +17,11 @@ from typing import Any
 
 from hybrid_scale.config import load_config
 from hybrid_scale.data.records import Record, Rejects, write
+from hybrid_scale.data.sources.domains import check_contains, facts
 from hybrid_scale.data.sources.registry import READERS, options, reader
 from hybrid_scale.data.summary import summarize
 from hybrid_scale.errors import ConfigError, HybridScaleError, describe
+from hybrid_scale.runs import write_json
 
 PROGRESS_EVERY_ROWS = 100_000
 
@@ -28,8 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         encoder = text_encoder(given.config) if given.config else None
         chosen = options(given.source, _options(given))
+        check_contains(given.source, chosen, given.contains)
         records = _with_progress(reader(given.source)(**chosen))
-        write(records, given.out, {"name": given.source, **_plain(chosen)}, Rejects(given.rejects))
+        manifest = write(records, given.out, {"name": given.source, **_plain(chosen)}, Rejects(given.rejects))
+        more = facts(manifest["kind"], given.source, chosen, given.contains)
+        write_json(given.out / "manifest.json", {**manifest, **more})
         print(summarize(given.out))
         if encoder is not None:
             print("\n".join(write_token_lengths(given.out, encoder)))
@@ -65,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--languages", help="comma-separated codes; all when left out")
     parser.add_argument("--rejects", type=Path, help="list bad rows in this file instead of stopping at the first one")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="another option of the reader")
+    parser.add_argument(
+        "--contains", nargs="+", default=[], metavar="SOURCE", help="what a training set was made from: in-domain flags"
+    )
     parser.add_argument("--config", type=Path, metavar="RUN.yaml", help="also count tokens with this run's tokenizer and prompts")
     return parser
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -13,7 +14,22 @@ from typing import Any
 import pytest
 
 from hybrid_scale.data.records import Bad, Judgment, Pair, Pairs, Passage, Query, Record, RetrievalSet
-from hybrid_scale.data.sources import beir, bitext, demo, hub, miracl, mlqa_r, mmarco, pairs, registry, xquad_r
+from hybrid_scale.data.sources import (
+    beir,
+    beir_sets,
+    belebele,
+    bitext,
+    demo,
+    domains,
+    hub,
+    miracl,
+    mlqa_r,
+    mmarco,
+    mr_tydi,
+    pairs,
+    registry,
+    xquad_r,
+)
 from hybrid_scale.errors import ConfigError, DataError
 from launch import prepare
 
@@ -369,6 +385,192 @@ def test_hub_messages(tmp_path: Path) -> None:
         list(hub.read(str(tmp_path / "absent")))
     with pytest.raises(DataError, match="kind: found 'rows'; must be pairs or retrieval"):
         list(hub.read("json", kind="rows"))
+
+
+# ------------------------------------------------------------------------------------------------- sets by name and language
+
+
+def write_hub_set(folder: Path, *prefixes: str, split: str = "test") -> Path:
+    """A local folder as mteb stores a set: for each prefix a corpus of two passages, one query, one judgment."""
+    configs = []
+    for prefix in prefixes:
+        tables = {
+            f"{prefix}corpus": [{"_id": "1", "title": "T", "text": "one"}, {"_id": "2", "title": "", "text": f"two {prefix}"}],
+            f"{prefix}queries": [{"_id": "1", "text": f"which {prefix}"}],
+            f"{prefix}qrels" if prefix else "default": [{"query-id": "1", "corpus-id": "2", "score": 1}],
+        }
+        for config, rows in tables.items():
+            write_lines(folder / f"{config}.jsonl", rows)
+            name = config if not prefix and config != "default" else split
+            files = f"\n  data_files:\n  - split: {name}\n    path: {config}.jsonl"
+            configs.append(f"- config_name: {config}{files}")
+    write_lines(folder / "README.md", ["---", "configs:", *configs, "---"])
+    return folder
+
+
+def test_beir_sets_follow_the_published_protocol() -> None:
+    """18 public sets of BEIR without the four that aren't public: 13 and NQ, and CQADupStack in its 12 parts."""
+    assert len([name for name, chosen in beir_sets.SETS.items() if not chosen.part_of]) == 14
+    assert sum(chosen.part_of == "cqadupstack" for chosen in beir_sets.SETS.values()) == 12
+    assert {name for name, chosen in beir_sets.SETS.items() if chosen.split != "test"} == {"msmarco"}
+    dropping = {name for name, chosen in beir_sets.SETS.items() if chosen.drop_own_id}
+    assert dropping == {"arguana", "fever", "fiqa", "msmarco", "quora"}
+    with pytest.raises(ConfigError, match="Did you mean 'scifact'"):
+        beir_sets.read("scifacts")
+
+
+def test_beir_set_from_a_folder_takes_the_sets_split(beir_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert list(beir_sets.read("scifact", str(beir_folder))) == list(beir.read(beir_folder, "test"))
+    (beir_folder / "qrels" / "test.tsv").rename(beir_folder / "qrels" / "dev.tsv")
+    assert of(Judgment, beir_sets.read("msmarco", str(beir_folder)))
+    with pytest.raises(DataError, match=r"test\.tsv"):
+        list(beir_sets.read("scifact", str(beir_folder)))
+    forums = tmp_path_factory.mktemp("forums")
+    shutil.copytree(beir_folder, forums / "gis")
+    (forums / "gis" / "qrels" / "dev.tsv").rename(forums / "gis" / "qrels" / "test.tsv")
+    assert of(Query, beir_sets.read("cqadupstack-gis", str(forums)))
+
+
+def test_beir_set_from_the_hubs_layout(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_hub_set(tmp_path / "copy", "")
+    monkeypatch.setitem(beir_sets.SETS, "scifact", beir_sets.BeirSet(str(folder)))
+    records = list(beir_sets.read("scifact"))
+    assert [(p.id, p.text) for p in of(Passage, records)] == [("1", "T one"), ("2", "two")]
+    assert [(j.query, j.passage) for j in of(Judgment, records)] == [("1", "2")]
+
+
+def test_languages_of_a_hub_set_keep_their_ids_apart(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    real = Path.is_dir  # mteb/... shall be an id of the Hub, not a folder in MIRACL's own layout
+    monkeypatch.setattr(Path, "is_dir", lambda path: not path.as_posix().startswith("mteb/") and real(path))
+    write_hub_set(tmp_path / "mteb" / "copy", "sw-", "th-", split="dev")
+    records = list(miracl.read(Path("mteb/copy"), ("sw", "th")))
+    assert [p.id for p in of(Passage, records)] == ["sw:1", "sw:2", "th:1", "th:2"]
+    assert [(q.id, q.group) for q in of(Query, records)] == [("sw:1", "sw:1"), ("th:1", "th:1")]
+    assert [(j.query, j.passage) for j in of(Judgment, records)] == [("sw:1", "sw:2"), ("th:1", "th:2")]
+    write_hub_set(tmp_path / "mteb" / "tydi", "swahili-")
+    assert [q.text for q in of(Query, mr_tydi.read("mteb/tydi", ("sw",)))] == ["which swahili-"]
+    with pytest.raises(DataError, match="languages"):
+        list(miracl.read(Path("mteb/copy"), ("xx",)))
+
+
+def test_mr_tydi_own_layout(tmp_path: Path) -> None:
+    folder = tmp_path / "x" / "mrtydi-v1.1-swahili"
+    docs = [{"id": "7#0", "contents": "Title\n\nThe text."}, {"id": "7#1", "contents": "\n\nNo title."}]
+    write_lines(folder / "collection" / "docs.jsonl.gz", docs)
+    write_lines(folder / "topic.test.tsv", ["0\tnini?"])
+    write_lines(folder / "qrels.test.txt", ["0\tQ0\t7#1\t1"])
+    records = list(mr_tydi.read(str(tmp_path)))
+    assert [(p.id, p.lang, p.text) for p in of(Passage, records)] == [
+        ("sw:7#0", "sw", "Title The text."),
+        ("sw:7#1", "sw", "No title."),
+    ]
+    assert [(q.id, q.text) for q in of(Query, records)] == [("sw:0", "nini?")]
+    assert [(j.query, j.passage, j.score) for j in of(Judgment, records)] == [("sw:0", "sw:7#1", 1)]
+    with pytest.raises(DataError, match="languages"):
+        list(mr_tydi.read(str(tmp_path), ("ja",)))
+    with pytest.raises(DataError, match="own layout"):
+        list(mr_tydi.read(str(folder)))
+
+
+@pytest.fixture
+def belebele_folder(tmp_path: Path) -> Path:
+    """Two languages, the links in another order: link a has two questions, link b one."""
+    row = lambda link, which, lang: {  # noqa: E731
+        **{"link": link, "question_number": which, "flores_passage": f"passage {link} {lang}"},
+        **{"question": f"question {link}{which} {lang}", "mc_answer1": "x", "correct_answer_num": "1"},
+    }
+    places = [("a", 1), ("a", 2), ("b", 1)]
+    write_lines(tmp_path / "eng_Latn.jsonl", [row(*place, "en") for place in places])
+    write_lines(tmp_path / "zho_Hant.jsonl.gz", [row(*place, "zh") for place in reversed(places)])
+    return tmp_path
+
+
+def test_belebele_is_parallel(belebele_folder: Path) -> None:
+    records = list(belebele.read(str(belebele_folder)))
+    assert {(p.id, p.lang, p.text) for p in of(Passage, records)} == {
+        ("en:p000", "en", "passage a en"),
+        ("en:p001", "en", "passage b en"),
+        ("zh-Hant:p000", "zh-Hant", "passage a zh"),
+        ("zh-Hant:p001", "zh-Hant", "passage b zh"),
+    }
+    groups = {(q.group, q.text) for q in of(Query, records)}
+    assert ("p000:q2", "question a2 en") in groups
+    assert ("p000:q2", "question a2 zh") in groups
+    judged = {(j.query, j.passage) for j in of(Judgment, records)}
+    assert len(judged) == 3 * 2 * 2
+    assert ("zh-Hant:p001:q1", "en:p001") in judged
+
+
+def test_belebele_languages(belebele_folder: Path) -> None:
+    for name in ("zh-Hant", "zho_Hant"):
+        assert {q.lang for q in of(Query, belebele.read(str(belebele_folder), (name,)))} == {"zh-Hant"}
+    with pytest.raises(DataError, match="languages"):
+        list(belebele.read(str(belebele_folder), ("de",)))
+    with pytest.raises(ConfigError, match="own names"):
+        list(belebele.read(languages=("en",)))
+    codes = {"eng_Latn": "en", "arb_Arab": "ar", "arb_Latn": "ar-Latn", "ary_Arab": "ary", "swh_Latn": "sw", "zho_Hans": "zh"}
+    codes |= {"hin_Latn": "hi-Latn", "ell_Grek": "el", "npi_Deva": "ne", "pes_Arab": "fa", "khm_Khmr": "km"}
+    assert {variant: belebele.code_of(variant) for variant in codes} == codes
+
+
+# ----------------------------------------------------------------------------------------------------------- in-domain
+
+
+@pytest.mark.parametrize(
+    ("contains", "evaluation", "verdict", "sources"),
+    [
+        (["nq"], "beir/nq", True, ("nq",)),
+        (["mmarco"], "beir/msmarco", True, ("msmarco",)),
+        (["miracl"], "mr_tydi", True, ("miracl", "mr_tydi", "tydiqa")),
+        (["mr_tydi"], "miracl", True, ("mr_tydi", "tydiqa")),
+        (["duorc", "mmarco"], "beir/nq", False, ()),
+        (["squad", "nq"], "xquad_r", True, ("squad",)),
+        (None, "beir/nq", None, ()),
+    ],
+)
+def test_in_domain(contains: list[str] | None, evaluation: str, verdict: bool | None, sources: tuple[str, ...]) -> None:
+    training = {"contains": contains}
+    assert domains.in_domain(training, evaluation) == domains.InDomain(verdict, sources)
+    known = {"in_domain_of": list(domains.IN_DOMAIN_OF[evaluation])}
+    assert domains.in_domain(training, known) == domains.InDomain(verdict, sources)
+    assert domains.in_domain(training, {"in_domain_of": None}) == domains.in_domain({}, known) == domains.InDomain(None, ())
+
+
+def test_the_table_names_every_reader_of_a_known_set() -> None:
+    """A set that launch/prepare.py can make by name has a row, whose sources can be declared."""
+    options = {"beir_set": [{"name": name} for name in beir_sets.SETS]}
+    for source in set(domains.RETRIEVAL_ONLY) - {"beir"}:
+        for given in options.get(source, [{}]):
+            found = domains.facts("retrieval", source, given, ())
+            assert found["in_domain_of"] == list(domains.IN_DOMAIN_OF[found["evaluation"]])
+            assert set(found["in_domain_of"]) <= domains.SOURCES
+    assert domains.facts("retrieval", "beir", {}, ()) == {"evaluation": None, "in_domain_of": None}
+
+
+def test_prepare_writes_what_belongs_to_the_set(beir_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["beir_set", "--option", "name=quora", "--path", str(beir_folder), "--out", str(tmp_path / "quora")]
+    assert prepare.main(given) == 0
+    manifest = RetrievalSet(tmp_path / "quora").manifest
+    assert (manifest["drop_own_id"], manifest["evaluation"], manifest["in_domain_of"]) == (True, "beir/quora", ["quora"])
+    assert manifest["queries"] > 0
+    given = ["beir_set", "--option", "name=cqadupstack-tex", "--path", str(beir_folder), "--out", str(tmp_path / "tex")]
+    assert prepare.main(given) == 0
+    manifest = RetrievalSet(tmp_path / "tex").manifest
+    assert (manifest["part_of"], manifest["evaluation"], "drop_own_id" in manifest) == ("cqadupstack", "beir/cqadupstack", False)
+    rows = write_lines(tmp_path / "rows.jsonl", [{"id": "1", "query": "q", "passage": "p", "query_lang": "en"}])
+    for more, contains in (([], None), (["--contains", "mmarco", "nq"], ["mmarco", "msmarco", "nq"])):
+        out = tmp_path / f"pairs{len(more)}"
+        assert prepare.main(["pairs", "--path", str(rows), "--out", str(out), *more]) == 0
+        assert Pairs(out).manifest["contains"] == contains
+    capsys.readouterr()
+    for arguments, message in (
+        (["pairs", "--path", str(rows), "--contains", "ngq"], "isn't in the table"),
+        (["beir", "--path", str(beir_folder), "--contains", "nq"], "no training data"),
+    ):
+        assert prepare.main([*arguments, "--out", str(tmp_path / "none")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "none").exists()
 
 
 # -------------------------------------------------------------------------------------------------------------- demo

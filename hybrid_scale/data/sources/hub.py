@@ -36,13 +36,13 @@ def read(
     """
     if kind not in ("pairs", "retrieval"):
         raise DataError(describe("kind", kind, "must be pairs or retrieval"))
-    source = _Hub(path, columns or {}, revision, data_files)
+    source = HubData(path, columns or {}, revision, data_files)
     wanted = Languages(languages)
     if kind == "pairs":
         yield from source.records(config, split or "train", lambda row: wanted_pair(row, wanted, lang), max_rows)
         wanted.check(f"hub:{path}")
         return
-    table = _Hub(qrels, {}, "", "") if qrels else _Hub(path, {}, revision, "")
+    table = HubData(qrels, {}, "", "") if qrels else HubData(path, {}, revision, "")
     judgments = list(table.records("", split or "test", judgment))
     judged = {record.query for record in judgments if isinstance(record, Judgment)}
     left_out = beir.LeftOut()
@@ -54,25 +54,36 @@ def read(
     yield from (record for record in judgments if not left_out.concerns(record))
 
 
-class _Hub:
-    """One data set and its column names."""
+class HubData:
+    """One data set of the Hub, or a local folder in one of its formats, and its column names."""
 
     def __init__(self, path: str, columns: Mapping[str, str], revision: str, data_files: str):
         self.path, self.columns, self.revision, self.data_files = path, columns, revision, data_files
 
-    def records(self, config: str, split: str, converter: Converter, max_rows: int = 0) -> Iterator[Record]:
-        for number, values in enumerate(self._stream(config, split)):
-            if max_rows and number == max_rows:
-                return
-            where = f"hub:{self.path}:{split}:{number}"
-            record = convert(Row(where, {"id": f"{split}:{number}", **self._mapped(where, values)}), converter)
+    def records(
+        self, config: str, split: str, converter: Converter, max_rows: int = 0, any_split: bool = False
+    ) -> Iterator[Record]:
+        """Converted rows of one config and split; `any_split`: of its only split where it lacks the one asked for."""
+        for row in self.rows(config, split, max_rows, any_split):
+            record = convert(row, converter)
             if record is not None:
                 yield record
 
-    def _stream(self, config: str, split: str) -> Iterator[dict[str, Any]]:
+    def rows(self, config: str, split: str, max_rows: int = 0, any_split: bool = False) -> Iterator[Row]:
+        """Rows under our column names; `id` is their place where they have none."""
+        for number, values in enumerate(self._stream(config, split, any_split)):
+            if max_rows and number == max_rows:
+                return
+            where = f"hub:{self.path}:{split}:{number}"
+            yield Row(where, {"id": f"{split}:{number}", **self._mapped(where, values)})
+
+    def _stream(self, config: str, split: str, any_split: bool) -> Iterator[dict[str, Any]]:
         import datasets
 
         try:
+            if any_split:
+                names = datasets.get_dataset_split_names(self.path, config, revision=self.revision or None)
+                split = str(names[0]) if len(names) == 1 else split
             yield from datasets.load_dataset(
                 self.path,
                 config or None,

@@ -4,7 +4,8 @@ Two layouts are read:
 - one folder with `<lang>.corpus.jsonl`, `<lang>.queries.jsonl`, `<lang>.qrels.tsv` (BEIR fields, each also as .gz);
 - MIRACL's own, anywhere below the folder: `topics.miracl-v1.0-<lang>-<split>.tsv`, `qrels.miracl-v1.0-<lang>-<split>.tsv`
   (TREC) and `miracl-corpus-v1.0-<lang>/docs-*.jsonl.gz`.
-Refuses to download.
+A path that is no folder is an id of the Hub: mteb/MIRACLRetrieval, or mteb/MIRACLRetrievalHardNegatives, whose corpus holds
+the 250 best passages a query of BM25 and two encoders (the source `miracl_hard` takes it by default).
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 
 from hybrid_scale.data.records import Bad, Passage, Query, Record, either
+from hybrid_scale.data.sources import hub_languages
 from hybrid_scale.data.sources.common import (
     Row,
     converted,
@@ -25,6 +27,9 @@ from hybrid_scale.data.sources.common import (
     tsv_rows,
 )
 from hybrid_scale.errors import DataError, describe
+
+HARD_NEGATIVES = Path("mteb/MIRACLRetrievalHardNegatives")
+LANGUAGES = (*("ar", "bn", "de", "en", "es", "fa", "fi", "fr", "hi", "id", "ja", "ko", "ru", "sw", "te", "th", "yo", "zh"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +48,22 @@ class _Files:
 def read(path: Path, languages: tuple[str, ...] = (), split: str = "dev") -> Iterator[Record]:
     """Passages (title + space + text), topics and judgments of every language. All files are looked for first.
 
-    split: only MIRACL's own layout names it. Raises DataError: a language without corpus, topics or qrels.
+    split: MIRACL's own layout and the Hub name it. Raises DataError: a language without corpus, topics or qrels.
     """
+    if not path.is_dir():
+        require_languages(str(path), languages, LANGUAGES)
+        yield from hub_languages.read(path.as_posix(), {lang: lang for lang in languages or LANGUAGES}, split)
+        return
     files = _own_layout(path, languages, split) or _flat_layout(path, languages)
     for lang, here in files.items():
         yield from converted(chain.from_iterable(map(json_rows, here.corpus)), partial(_passage, lang=lang))
         yield from converted(here.topic_rows(), partial(_query, lang=lang))
         yield from converted(here.qrels_rows(), partial(judgment, prefix=f"{lang}:"))
+
+
+def read_hard_negatives(path: Path = HARD_NEGATIVES, languages: tuple[str, ...] = (), split: str = "dev") -> Iterator[Record]:
+    """The subset with hard negatives, from mteb's copy or a folder in either layout."""
+    return read(path, languages, split)
 
 
 def _flat_layout(path: Path, languages: tuple[str, ...]) -> dict[str, _Files]:

@@ -9,19 +9,36 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from hybrid_scale.data.records import Record
-from hybrid_scale.data.sources import beir, bitext, demo, hub, miracl, mlqa_r, mmarco, pairs, xquad_r
+from hybrid_scale.data.sources import (
+    beir,
+    beir_sets,
+    belebele,
+    bitext,
+    demo,
+    hub,
+    miracl,
+    mlqa_r,
+    mmarco,
+    mr_tydi,
+    pairs,
+    xquad_r,
+)
 from hybrid_scale.errors import ConfigError, describe, nearest
 
 Reader = Callable[..., Iterator[Record]]
 
 READERS: dict[str, Reader] = {
     "beir": beir.read,
+    "beir_set": beir_sets.read,
+    "belebele": belebele.read,
     "bitext": bitext.read,
     "demo": demo.read,
     "hub": hub.read,
     "miracl": miracl.read,
+    "miracl_hard": miracl.read_hard_negatives,
     "mlqa_r": mlqa_r.read,
     "mmarco": mmarco.read,
+    "mr_tydi": mr_tydi.read,
     "nq": beir.read,
     "pairs": pairs.read,
     "xquad_r": xquad_r.read,

@@ -1,0 +1,130 @@
+"""Which evaluation sets are in-domain for which training data, and the rules that belong to a set, for the prepared manifest.
+
+A result is *in-domain* when the training data holds the set's own training examples (or what they were made from). It is no
+fault, but it isn't zero-shot, so a report has to say it.
+
+    training set     `contains`: the sources in it, by the names of SOURCES; null where nobody has said (a file of pairs)
+    retrieval set    `evaluation`: its name in IN_DOMAIN_OF; `in_domain_of`: the sources that make it in-domain; both null
+                     where the set is unknown. `drop_own_id`: true where a query never finds the passage of its own id.
+                     `part_of`: the set whose score is the mean of its parts (CQADupStack)
+Knows no file and no text.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hybrid_scale.data.sources import beir_sets
+from hybrid_scale.errors import ConfigError, describe, nearest
+
+IMPLIES: dict[str, tuple[str, ...]] = {
+    "mmarco": ("msmarco",),
+    "miracl": ("mr_tydi", "tydiqa"),
+    "mr_tydi": ("tydiqa",),
+    "mlqa_translate_train": ("squad",),
+    "cqadupstack": ("stackexchange",),
+}
+"""Source -> what it was made from: translations of MS MARCO, MIRACL's topics taken over from Mr. TyDi and TyDi QA."""
+
+IN_DOMAIN_OF: dict[str, tuple[str, ...]] = {
+    "beir/arguana": ("arguana",),
+    "beir/climate-fever": ("climate_fever",),
+    "beir/cqadupstack": ("cqadupstack", "stackexchange"),
+    "beir/dbpedia-entity": ("dbpedia_entity",),
+    "beir/fever": ("fever",),
+    "beir/fiqa": ("fiqa",),
+    "beir/hotpotqa": ("hotpotqa",),
+    "beir/msmarco": ("msmarco",),
+    "beir/nfcorpus": ("nfcorpus",),
+    "beir/nq": ("nq",),
+    "beir/quora": ("quora",),
+    "beir/scidocs": ("scidocs",),
+    "beir/scifact": ("scifact",),
+    "beir/trec-covid": ("trec_covid",),
+    "beir/webis-touche2020": ("touche",),
+    "belebele": ("belebele", "flores"),
+    "demo": ("demo",),
+    "miracl": ("miracl", "mr_tydi", "tydiqa"),
+    "mlqa_r": ("mlqa", "squad"),
+    "mr_tydi": ("miracl", "mr_tydi", "tydiqa"),
+    "nq": ("nq",),
+    "xquad_r": ("squad", "xquad"),
+}
+"""Evaluation set -> sources with its training examples. XQuAD and MLQA have none of their own: both name SQuAD as theirs."""
+
+OTHER_SOURCES = (
+    *("duorc", "entity_questions", "mfaq", "newsqa", "ntrex", "opus", "paq", "parallel_faq", "tatoeba", "trivia_qa", "wikiqa"),
+    *("yahoo_qa",),
+)
+"""Usual training sources that make no set of the table in-domain."""
+RETRIEVAL_ONLY = ("beir", "beir_set", "belebele", "miracl", "miracl_hard", "mlqa_r", "mr_tydi", "nq", "xquad_r")
+"""Readers that never give training pairs."""
+SOURCES = frozenset(
+    {*IMPLIES, *(name for names in (*IMPLIES.values(), *IN_DOMAIN_OF.values()) for name in names), *OTHER_SOURCES}
+)
+
+
+@dataclass(frozen=True)
+class InDomain:
+    """Whether an evaluation set is in-domain for a training set; None: the manifests don't say."""
+
+    verdict: bool | None
+    sources: tuple[str, ...]
+    """Those of the training set that make it so."""
+
+
+def in_domain(training: Mapping[str, Any], evaluation: Mapping[str, Any] | str) -> InDomain:
+    """The verdict from the manifest of a training set and that (or the name) of an evaluation set.
+
+    Raises ConfigError on an unknown name.
+    """
+    if isinstance(evaluation, str):
+        if evaluation not in IN_DOMAIN_OF:
+            raise ConfigError(describe("evaluation set", evaluation, "isn't in the table", nearest(evaluation, IN_DOMAIN_OF)))
+        own: Sequence[str] | None = IN_DOMAIN_OF[evaluation]
+    else:
+        own = evaluation.get("in_domain_of")
+    contains = training.get("contains")
+    if own is None or contains is None:
+        return InDomain(None, ())
+    common = tuple(sorted(set(expanded(contains)) & set(own)))
+    return InDomain(bool(common), common)
+
+
+def expanded(sources: Sequence[str]) -> list[str]:
+    """The sources and all that they were made from, sorted. Raises ConfigError on an unknown one."""
+    found: set[str] = set()
+    waiting = list(sources)
+    while waiting:
+        source = waiting.pop()
+        if source not in SOURCES:
+            raise ConfigError(describe("training source", source, "isn't in the table", nearest(source, SOURCES)))
+        if source not in found:
+            found.add(source)
+            waiting += IMPLIES.get(source, ())
+    return sorted(found)
+
+
+def check_contains(source: str, options: Mapping[str, Any], contains: Sequence[str]) -> None:
+    """Raises ConfigError: unknown training sources, or any for a retrieval set. To be asked before anything is read."""
+    expanded(contains)
+    retrieval = (
+        source in RETRIEVAL_ONLY or options.get("kind") == "retrieval" or (source, options.get("split")) == ("demo", "test")
+    )
+    if contains and retrieval:
+        raise ConfigError(describe("--contains", ",".join(contains), "a retrieval set is no training data", "Leave it out."))
+
+
+def facts(kind: str, source: str, options: Mapping[str, Any], contains: Sequence[str]) -> dict[str, Any]:
+    """What a manifest says beside the counts. `kind`: `pairs` or `retrieval`; `source` and `options`: of the reader."""
+    if kind == "pairs":
+        implied = {"mmarco": ["mmarco"], "demo": ["demo"]}.get(source, [])
+        return {"contains": expanded([*contains, *implied]) if contains or implied else None}
+    chosen = beir_sets.known(options["name"]) if source == "beir_set" else None
+    part_of = chosen.part_of if chosen else None
+    name = f"beir/{part_of or options['name']}" if chosen else {"miracl_hard": "miracl"}.get(source, source)
+    known = name if name in IN_DOMAIN_OF else None
+    rules: dict[str, Any] = {"evaluation": known, "in_domain_of": list(IN_DOMAIN_OF[known]) if known else None}
+    if chosen and chosen.drop_own_id:
+        rules["drop_own_id"] = True
+    return {**rules, "part_of": part_of} if part_of else rules
