@@ -264,6 +264,8 @@ class Forecaster:
         return rounds, kept
 
     def _work(self, config: RunConfig, stage: int, group: int, tokens: float, rounds: int, kept: int) -> Work:
+        """Weights are gathered once forward and once backward a micro-batch, and once a pass without gradients (counted:
+        benchmarks/traffic.py); 4-bit ones are unpacked as often, and once more where checkpointing forwards again."""
         model, counts = config.model, self.counts
         twice = tokens * (1 - kept / rounds)
         length = self.texts.passage

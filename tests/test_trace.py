@@ -1,4 +1,5 @@
-"""A 70B traced on one core under torch's fake tensors, forward and backward, against the formulas that plan it.
+"""A 70B traced on one core under torch's fake tensors, forward and backward, against the formulas that plan it; and our own
+embedder with real tensors, small.
 
 Traced at depths 2 and 4 and extrapolated: every layer is alike, so weights, operations and bytes are linear in depth (checked
 at depth 3). 2,048 tokens in 4 texts, LoRA on all linear layers, bfloat16. A fake tensor has a shape and a storage size, no data.
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import AutoModel, LlamaConfig
 
 from hybrid_scale.architecture import KNOWN
-from hybrid_scale.costs import Widths, activation_bytes
+from hybrid_scale.costs import DTYPE_BYTES, Widths, activation_bytes
+from hybrid_scale.model.load import load_embedder
+from hybrid_scale.model.shape import read_shape
+from hybrid_scale.model.tiny import write_model
 from hybrid_scale.speed import attention_flops, step_flops
+from tests.train.setup import make_config, write_inputs
 
 LLAMA = KNOWN["llama-3.1-70b"]
 TEXTS, LENGTH = 4, 512
@@ -192,3 +198,45 @@ def test_activations_of_a_70b(checkpointing: bool, gigabytes: float) -> None:
 def test_activations_without_gradients() -> None:
     traced = at_depth(80, gradients=False)
     assert activation_bytes(Widths.of(LLAMA), 0, 0, TOKENS) == pytest.approx(traced.peak, rel=0.03)
+
+
+# Our own embedder, real tensors: packed attention, reentrant checkpointing, adapters that follow the activations
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = write_inputs(tmp_path_factory.mktemp("memory"))
+    write_model(place / "model", 400, hidden=512, layers=4, heads=8)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("model", "gradients", "tolerance"),
+    [
+        ({}, True, 0.03),
+        ({"quantization": "nf4"}, True, 0.03),
+        ({"dtype": "float32"}, True, 0.03),
+        ({"gradient_checkpointing": False}, True, 0.05),
+        ({"quantization": "nf4"}, False, 0.03),
+        ({"attention_implementation": "sdpa"}, True, 0.03),
+    ],
+)
+def test_activations_of_our_embedder(folder: Path, model: dict[str, Any], gradients: bool, tolerance: float) -> None:
+    """16 texts of 128 tokens, 512 wide, 4 layers."""
+    settings = {"dtype": "bfloat16", "gradient_checkpointing": True, "lora": {"rank": 4}, **model}
+    config = make_config(folder, model=settings).model
+    embedder, shape = load_embedder(config, 0), read_shape(config)
+    ids = torch.arange(TOKENS).remainder(300) + 3
+    if config.packed:
+        batch = {"input_ids": ids[None], "lengths": torch.full((16,), TOKENS // 16)}
+    else:
+        batch = {"input_ids": ids.view(16, -1), "attention_mask": torch.ones(16, TOKENS // 16, dtype=torch.long)}
+    gc.collect()
+    with Storages(embedder) as storages, torch.set_grad_enabled(gradients):
+        embeddings = embedder(**batch)
+        if gradients:
+            embeddings.sum().backward()
+    widths = Widths(shape.hidden, shape.intermediate, shape.layers, shape.attention_width, shape.key_value_width)
+    tokens = (TOKENS, TOKENS, 0) if gradients else (0, 0, TOKENS)
+    formula = activation_bytes(widths, *tokens, DTYPE_BYTES[config.dtype], config.gradient_checkpointing)
+    assert formula == pytest.approx(storages.peak, rel=tolerance)

@@ -145,7 +145,7 @@ def run_text(name: str, plan: RunPlan, best: RunPlan | None = None) -> str:
         "schedule": f"{plan.schedule}: {tokens}",
         "work a rank and step": f"{work.flops / 1e12:,.1f} TFLOP; {bytes_}",
         "seconds a step": f"{seconds.total:.2f}: {of_step}",
-        "training": f"{plan.config.training.max_steps:,} steps, {plan.hours:,.1f} h, {plan.gpu_hours:,.1f} GPU-hours{cost}",
+        "training alone": f"{plan.config.training.max_steps:,} steps, {plan.hours:,.1f} h, {plan.gpu_hours:,.1f} GPU-hours{cost}",
     }
     text = [f"{name}", *(f"  {key:<22}{value}" for key, value in lines.items()), "", memory_table([("", plan)])]
     text += [] if plan.fits else ["", str(plan.problem) if best else _problem(plan)]
