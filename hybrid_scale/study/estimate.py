@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from hybrid_scale.config import RunConfig
+from hybrid_scale.errors import HybridScaleError
 from hybrid_scale.forecast import RunPlan, Texts, gib
 from hybrid_scale.hardware import Cluster
 from hybrid_scale.planner import best_run, nearest_fit, plan_run
@@ -66,7 +67,7 @@ def estimate(runs: Iterable[tuple[str, RunConfig, Cluster]], texts: Texts | None
             try:
                 chosen = best_run(config, cluster, texts) if best else None
                 seen[key] = chosen or plan_run(config, cluster, texts)
-            except Exception as error:
+            except HybridScaleError as error:
                 raise type(error)(f"{name}: {error}") from None
         plans[name] = seen[key]
     return StudyEstimate(plans)
