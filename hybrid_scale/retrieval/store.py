@@ -47,7 +47,11 @@ def encode(vectors: np.ndarray, dtype: str) -> np.ndarray:
 
 def decode(stored: np.ndarray, dtype: str) -> np.ndarray:
     """Stored vectors as float16 or float32, values unchanged."""
-    return (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else stored
+    if dtype != "bfloat16":
+        return stored
+    bits = stored.astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)
 
 
 def rounded(vectors: np.ndarray, dtype: str) -> np.ndarray:

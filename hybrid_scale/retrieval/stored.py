@@ -77,7 +77,7 @@ class StoredVectors:
             view = out[at : at + behind - first].reshape(-1).view(np.uint8)
             self._read_into(part, first, view)
             at += behind - first
-        if self._held is None and end < len(self):
+        if self._held is None and end < len(self) and hasattr(os, "posix_fadvise"):
             self._announce(end, min(len(self), 2 * end - start))
         return out
 

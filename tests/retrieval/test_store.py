@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -220,3 +221,24 @@ def test_search_on_disk_is_search_in_memory(tmp_path: Path, dtype: str) -> None:
             answer = search_shards(queries, stored_shards(store, shards, memory, block), k)
             np.testing.assert_array_equal(answer[1], expected[1])
             np.testing.assert_array_equal(answer[0], expected[0])
+
+
+def test_batches_of_queries_and_threads_change_nothing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    corpus = rng.standard_normal((600, 96)).astype(np.float16)
+    corpus[300:] = corpus[:300]
+    queries = rng.standard_normal((40, 96)).astype(np.float32)
+    shards = [Shard(np.arange(0, 600, 2), corpus[::2]), Shard(np.arange(1, 600, 2), corpus[1::2])]
+    expected = search_shards(queries, shards, 15)
+    assert (np.diff(expected[0], axis=1) == 0).any()  # there are ties
+    before = torch.get_num_threads()
+    try:
+        for threads, batch in ((1, 1), (2, 40), (2, 7), (3, 19)):
+            faiss.omp_set_num_threads(threads)
+            torch.set_num_threads(threads)
+            answers = [search_shards(queries[at : at + batch], shards, 15) for at in range(0, 40, batch)]
+            np.testing.assert_array_equal(np.concatenate([numbers for _, numbers in answers]), expected[1])
+            np.testing.assert_array_equal(np.concatenate([scores for scores, _ in answers]), expected[0])
+    finally:
+        faiss.omp_set_num_threads(before)
+        torch.set_num_threads(before)
