@@ -179,7 +179,7 @@ def _packed(order: np.ndarray, descending: np.ndarray, world: int, budget: Budge
     ways = [_mixed(fewest, descending, world, budget)]
     if budget.length_tokens and len(descending):
         ways.append(_layered(descending, world, budget))
-    bins, rounds = min(ways, key=lambda way: _packed_cost(*way, descending, world, budget))
+    bins, rounds = min(ways, key=lambda way: _packed_cost(way[0], way[1], descending, world, budget))
     by_bin = np.argsort(bins, kind="stable")
     ends = np.cumsum(np.bincount(bins, minlength=world * rounds))[:-1]
     runs = np.split(order[by_bin], ends)
