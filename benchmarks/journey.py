@@ -99,6 +99,7 @@ def config_of(model: Path, data: Path, place: Path, steps: int, rows: int) -> Ru
         **{"model.base": str(model), "model.dtype": "float32", "model.lora.dropout": 0.05, "optimizer.warmup_steps": 2},
         **{"training.max_steps": steps, "training.save_every_steps": steps, "training.log_every_steps": 1},
         **{"training.deepspeed": str(ROOT / "ds_configs" / "zero3.json"), "evaluation.before_training": False},
+        **{"evaluation.embedding_dtype": "float32"},  # stored in float16, mAP moves by 4e-5
     }
     return load_config(CONFIG, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
 
