@@ -28,6 +28,7 @@ from hybrid_scale.data.records import RetrievalSet
 from hybrid_scale.data.text import load_text_encoder
 from hybrid_scale.errors import HybridScaleError, RunError, describe
 from hybrid_scale.model.load import load_embedder
+from hybrid_scale.retrieval.benchmark import trained_on
 from hybrid_scale.retrieval.encode import Encoding, encode_stored
 from hybrid_scale.retrieval.evaluate import evaluate, evaluate_run_file, write_table
 from hybrid_scale.retrieval.index import Shard
@@ -83,6 +84,8 @@ def summary(result: dict[str, Any]) -> str:
     counts = ("queries_without_relevant", "queries_without_results", "skipped_pairs", "own_ids_dropped")
     notes = [f"  {result[key]} {key.replace('_', ' ')}" for key in counts if result.get(key)]
     refusals = [f"  no {name}: {reason}" for name, reason in result["refused"].items()]
+    if result.get("in_domain", {}).get("verdict"):
+        notes.append(f"  in-domain: trained on {', '.join(result['in_domain']['sources'])}")
     return "\n".join([head, *lines, *notes, *refusals])
 
 
@@ -151,7 +154,8 @@ def score(chosen: argparse.Namespace) -> dict[str, Any]:
     queries, shard = (
         open_embeddings(chosen.embeddings, task, chosen.memory_gib or 4.0) if chosen.embeddings else encode(chosen, task)
     )
-    return evaluate(task, queries, shard, chosen.top_k, chosen.run_file, per_query, chosen.drop_own_id)
+    result = evaluate(task, queries, shard, chosen.top_k, chosen.run_file, per_query, chosen.drop_own_id)
+    return {**result, "in_domain": trained_on(task, RunDirectory(chosen.run).config())} if chosen.run else result
 
 
 def main(given: list[str] | None = None) -> int:

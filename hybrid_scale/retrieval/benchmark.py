@@ -10,12 +10,13 @@ from typing import Any
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig
 from hybrid_scale.data.records import RetrievalSet
+from hybrid_scale.data.sources.domains import in_domain
 from hybrid_scale.data.text import TextEncoder
 from hybrid_scale.retrieval.encode import Embed, encode_corpus, encode_queries
 from hybrid_scale.retrieval.evaluate import evaluate
 from hybrid_scale.retrieval.index import Shard
 from hybrid_scale.retrieval.store import rounded
-from hybrid_scale.runs import RunDirectory, write_json
+from hybrid_scale.runs import RunDirectory, read_json, write_json
 
 SHOWN = ("mono_map", "cross_map", "multi_map", "rank_distance", "ndcg@10", "recall@100")
 
@@ -43,7 +44,14 @@ def score(
     shard = Shard(numbers, rounded(vectors, config.evaluation.embedding_dtype))
     result = evaluate(task, queries, shard, config.evaluation.top_k, per_query_file=per_query_file)
     seconds = {"encode": round(encoded - started, 2), "search": round(time.monotonic() - encoded, 2)}
-    return {**result, "seconds": seconds}
+    return {**result, "in_domain": trained_on(task, config), "seconds": seconds}
+
+
+def trained_on(task: RetrievalSet, config: RunConfig) -> dict[str, Any]:
+    """Whether the run's training data holds the set's own (`verdict`; null: the manifests don't say), and which `sources`."""
+    path = Path(config.data.train) / "manifest.json"
+    found = in_domain(read_json(path) if path.is_file() else {}, task.manifest)
+    return {"verdict": found.verdict, "sources": list(found.sources)}
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -130,8 +130,8 @@ def _check_agreement(numbers: np.ndarray, passage: np.ndarray, judged: Judged) -
 
 
 def drops_own_id(task: RetrievalSet) -> bool:
-    """Whether the prepared set's source asks for it: `drop_own_id` in the manifest's `source`, false where it isn't there."""
-    return bool(task.manifest["source"].get("drop_own_id", False))
+    """Whether the prepared set asks for it: `drop_own_id` in its manifest (data/sources/domains.py)."""
+    return bool(task.manifest.get("drop_own_id", False))
 
 
 def own_passages(task: RetrievalSet) -> np.ndarray:

@@ -225,8 +225,9 @@ def _candidates(queries: np.ndarray, shard: Shard, width: int) -> tuple[np.ndarr
     """The `width` best rows of a shard by float32 score, in no order: approximate scores and rows, [Q, width]."""
     scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     block_size = max(1, min(BLOCK_BYTES, shard.block_bytes or BLOCK_BYTES) // (4 * queries.shape[1]))
-    space = np.empty((0 if _on_gpu() else min(block_size, len(shard)), queries.shape[1]), np.float32)  # new pages for each
-    for block in shard.blocks(block_size):  # block would cost a tenth of the search
+    # One copy's memory for all blocks: new pages for each would cost a tenth of the search.
+    space = np.empty((0 if _on_gpu() else min(block_size, len(shard)), queries.shape[1]), np.float32)
+    for block in shard.blocks(block_size):
         block_best, block_rows = _nearest(queries, shard.vectors[block], min(width, block.stop - block.start), space)
         scores, rows = np.hstack([scores, block_best]), np.hstack([rows, block_rows + block.start])
         if scores.shape[1] > width:

@@ -25,6 +25,7 @@ from hybrid_scale.retrieval.evaluate import evaluate, judge, languages_of, outco
 from hybrid_scale.retrieval.index import Shard, count_in_shard, judged_keys, search_shards
 from hybrid_scale.retrieval.measures import per_query
 from hybrid_scale.retrieval.vectors import open_embeddings
+from hybrid_scale.runs import write_json
 from tests.ranks import run_ranks
 from tests.retrieval.worlds import vectors, write_embeddings, write_task
 
@@ -217,7 +218,8 @@ def test_own_ids_are_dropped_as_beir_does(tmp_path: Path) -> None:
     records: list[Record] = [Passage("t", name, "en", name) for name in "abcdefgh"]
     records += [Query("t", name, "en", f"{name}?", name) for name in "acz"]
     records += [Judgment("t", "a", "a", 1), Judgment("t", "a", "d", 2), Judgment("t", "c", "b", 1), Judgment("t", "z", "c", 1)]
-    write_retrieval(records, tmp_path / "set", {"name": "test", "drop_own_id": True})
+    manifest = write_retrieval(records, tmp_path / "set", {"name": "test"})
+    write_json(tmp_path / "set" / "manifest.json", {**manifest, "drop_own_id": True})
     task = RetrievalSet(tmp_path / "set")
     assert own_passages(task).tolist() == [0, 2, -1]
     queries, corpus = np.random.default_rng(1).standard_normal((2, 8, 3)).astype(np.float32)
