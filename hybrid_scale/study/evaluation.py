@@ -31,6 +31,7 @@ def settle(run: RunDirectory, data: str, code: int, log: str) -> bool:
         if not isinstance(content, dict) or content.get("task") != name:
             raise RunError(describe(str(made), name, "not an evaluation of this set", "Evaluate the run again."))
         table = made.with_suffix(".parquet")
+        run.evaluations.mkdir(exist_ok=True)
         if table.exists():
             os.replace(table, run.evaluation_file(name).with_suffix(".parquet"))
         write_json(run.evaluation_file(name), {"step": None, **content})
