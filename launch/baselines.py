@@ -61,16 +61,16 @@ def results(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     removals = [parse(text) for text in chosen.remove]
     if chosen.bm25:
         for task in tasks:
-            yield dist.first_rank_does(lambda task=task: baselines.bm25(task, Tokenizer(chosen.stem)))
+            yield baselines.bm25(task, chosen.out, Tokenizer(chosen.stem))
     for directory, task in zip(chosen.embeddings, tasks, strict=False):
-        yield from baselines.dense_results(task, baselines.given(directory, task), "embeddings", removals)
+        yield from baselines.dense_results(task, chosen.out, baselines.given(directory, task), "embeddings", removals)
     for model in chosen.encoder:
         encoder = Encoder(options(chosen, model))
         for task in tasks:
             vectors = baselines.encoded(task, encoder)
             if chosen.save_vectors:
                 baselines.save_vectors(chosen.save_vectors / vectors.name / task.name, task, vectors)
-            yield from baselines.dense_results(task, vectors, "encoder", removals)
+            yield from baselines.dense_results(task, chosen.out, vectors, "encoder", removals)
 
 
 def options(chosen: argparse.Namespace, model: str) -> EncoderOptions:
@@ -96,10 +96,7 @@ def main(given: list[str] | None = None) -> int:
     try:
         dist.start()
         checked(chosen)
-        made: list[dict[str, Any]] = []
         for result in results(chosen):
-            made.append(result)
-            dist.first_rank_does(lambda result=result: str(baselines.save(chosen.out, result)))
             if dist.rank() == 0:
                 print(line(result), flush=True)
     except HybridScaleError as error:

@@ -35,8 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_contains(given.source, chosen, given.contains)
         records = _with_progress(reader(given.source)(**chosen))
         manifest = write(records, given.out, {"name": given.source, **_plain(chosen)}, Rejects(given.rejects))
-        more = facts(manifest["kind"], given.source, chosen, given.contains)
-        write_json(given.out / "manifest.json", {**manifest, **more})
+        write_json(given.out / "manifest.json", {**manifest, **facts(given.source, chosen, given.contains)})
         print(summarize(given.out))
         if encoder is not None:
             print("\n".join(write_token_lengths(given.out, encoder)))

@@ -1,7 +1,7 @@
 """Where a set stands without our training: BM25, published encoders, given vectors, and vectors without their language.
 
-Every baseline gives the dictionary that `evaluate.evaluate` gives, with `baseline` = {name, kind, settings, fitted_on} beside it,
-at OUT/NAME/eval/SET.json: the layout of a run directory's results.
+Every baseline writes what `evaluate.evaluate` gives, with `baseline` = {name, kind, settings, fitted_on} beside it, to
+OUT/NAME/eval/SET.json and the values of single queries to SET.parquet: the layout of a run directory's results.
 Knows no file format but that.
 """
 
@@ -11,18 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from hybrid_scale import dist
-from hybrid_scale.data.records import RetrievalSet, TextTable
+from hybrid_scale.data.records import RetrievalSet
 from hybrid_scale.errors import DataError, describe
-from hybrid_scale.retrieval import bias, measures
+from hybrid_scale.retrieval import bias
 from hybrid_scale.retrieval.baselines_bm25 import Bm25, Tokenizer, rank_by_scores
 from hybrid_scale.retrieval.baselines_encoder import Encoder, encode_set
 from hybrid_scale.retrieval.baselines_languages import Removal, fit_and_remove
-from hybrid_scale.retrieval.evaluate import evaluate
+from hybrid_scale.retrieval.evaluate import (
+    drops_own_id,
+    evaluate,
+    facts,
+    judge,
+    languages_of,
+    own_passages,
+    positive,
+    write_per_query,
+)
 from hybrid_scale.retrieval.index import Shard
+from hybrid_scale.retrieval.measures import matrix, summarise
 from hybrid_scale.retrieval.vectors import open_embeddings
 from hybrid_scale.runs import RunDirectory, atomic_path, write_json, write_text
 
@@ -39,59 +47,42 @@ class Vectors:
     settings: dict[str, Any]
 
 
-def result_file(out: Path, name: str, task: str) -> Path:
-    return RunDirectory(out / name).evaluation_file(task)
+def result_file(out: Path, name: str, task: RetrievalSet) -> Path:
+    """Where a baseline's result on a set is written. Raises DataError: it is there already."""
+    path = RunDirectory(out / name).evaluation_file(task.name)
+    if path.exists():
+        raise DataError(describe(str(path), "a file", "results are never overwritten", "Choose another --out."))
+    return path
 
 
 # ------------------------------------------------------------------------------------------------------------- lexical
 
 
-def bm25(task: RetrievalSet, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
-    """BM25's result. Not collective: call it on one rank."""
+def bm25(task: RetrievalSet, out: Path, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+    """BM25's result, written. Collective, but one rank works."""
+    path = result_file(out, "bm25", task)
+    result: dict[str, Any] = dist.first_rank_does(lambda: _bm25(task, path, tokenizer))
+    return result
+
+
+def _bm25(task: RetrievalSet, path: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:
     index = Bm25(task, tokenizer)
-    query_languages, query_language = languages_of(task, task.queries)
-    passage_languages, passage_language = languages_of(task, task.corpus)
-    qrels = np.asarray(task.qrels)[np.asarray(task.qrels)[:, 2] > 0]
-    own = own_passages(task)
-    above, _, numbers = rank_by_scores(index.scores, qrels, passage_language, len(passage_languages), own, TOP_K)
-    judged = measures.Judged(
-        query_languages=query_languages,
-        passage_languages=passage_languages,
-        query_language=query_language,
-        query=qrels[:, 0],
-        language=passage_language[qrels[:, 1]],
-        grade=qrels[:, 2],
-        above=above,
-        found=own[qrels[:, 0]] != qrels[:, 1],
-    )
-    first = passage_language[numbers[:, 0]]
-    top = bias.top_language_shares(query_language, first, len(query_languages), len(passage_languages))
-    return {
-        "task": task.name,
-        "queries": len(task.queries),
-        "passages": len(task.corpus),
-        "languages": task.languages,
-        "fingerprint": task.fingerprint,
-        "queries_without_relevant": len(task.queries) - len(np.unique(qrels[:, 0])),
-        **measures.summarise(judged, len(task.corpus)),
-        "top1_language_matrix": measures.matrix(judged, top),
-        "baseline": {"name": "bm25", "kind": "bm25", "settings": index.tokenizer.settings, "fitted_on": "the corpus"},
-    }
-
-
-def languages_of(task: RetrievalSet, table: TextTable) -> tuple[list[str], np.ndarray]:
-    """The languages that occur in a table, in the task's order, and the number of each row's."""
-    codes = pc.index_in(table.table.column("lang"), value_set=pa.array(task.languages, pa.large_string()))
-    present, numbers = np.unique(codes.to_numpy(), return_inverse=True)
-    return [task.languages[code] for code in present], numbers
-
-
-def own_passages(task: RetrievalSet) -> np.ndarray:
-    """The passage that carries a query's own id, -1 where none does or where the set doesn't drop it: int64 [Q]."""
-    if not task.manifest.get("drop_own_id", False):
-        return np.full(len(task.queries), -1)
-    found = pc.index_in(task.queries.table.column("id"), value_set=task.corpus.table.column("id"))
-    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    languages, language = languages_of(task, task.corpus)
+    qrels, drop = positive(task), drops_own_id(task)
+    own = own_passages(task) if drop else np.full(len(task.queries), -1)
+    above, scores, numbers = rank_by_scores(index.scores, qrels, language, len(languages), own, TOP_K)
+    numbers[np.isneginf(scores)] = -1
+    judged = judge(task, above, own[qrels[:, 0]] != qrels[:, 1])
+    result = facts(task, judged) | summarise(judged, len(task.corpus))
+    first = np.where(numbers[:, 0] >= 0, language[numbers[:, 0]], -1)
+    shape = (len(judged.query_languages), len(languages))
+    top = bias.top_language_shares(judged.query_language[first >= 0], first[first >= 0], *shape)
+    write_per_query(path.with_suffix(".parquet"), task, judged, first)
+    dropped = {"own_ids_dropped": int((own >= 0).sum())} if drop else {}
+    baseline = {"name": "bm25", "kind": "bm25", "settings": index.tokenizer.settings, "fitted_on": "the corpus"}
+    result |= {"top1_language_matrix": matrix(judged, top), **dropped, "baseline": baseline}
+    write_json(path, result)
+    return result
 
 
 # --------------------------------------------------------------------------------------------------------------- dense
@@ -109,14 +100,14 @@ def encoded(task: RetrievalSet, encoder: Encoder) -> Vectors:
     return Vectors(encoder.options.name, queries, Shard(numbers, passages), encoder.settings)
 
 
-def dense(task: RetrievalSet, vectors: Vectors, kind: str) -> dict[str, Any]:
-    """The result of vectors as they are. Collective."""
+def dense(task: RetrievalSet, out: Path, vectors: Vectors, kind: str) -> dict[str, Any]:
+    """The result of vectors as they are, written. Collective."""
     baseline = {"name": vectors.name, "kind": kind, "settings": vectors.settings, "fitted_on": None}
-    return {**evaluate(task, vectors.queries, vectors.shard, TOP_K), "baseline": baseline}
+    return _evaluated(task, out, vectors.queries, vectors.shard, baseline)
 
 
-def without_language(task: RetrievalSet, vectors: Vectors, removal: Removal) -> dict[str, Any]:
-    """The result of vectors whose language was taken out. Collective."""
+def without_language(task: RetrievalSet, out: Path, vectors: Vectors, removal: Removal) -> dict[str, Any]:
+    """The result of vectors whose language was taken out, written. Collective."""
     names, query_language = languages_of(task, task.queries)
     queries = fit_and_remove(vectors.queries, query_language, len(names), removal, shared=False)
     passage_names, passage_language = languages_of(task, task.corpus)
@@ -132,26 +123,26 @@ def without_language(task: RetrievalSet, vectors: Vectors, removal: Removal) -> 
             "queries": dict(zip(names, np.bincount(query_language).tolist(), strict=True)),
         },
     }
-    return {**evaluate(task, queries, Shard(vectors.shard.numbers, passages), TOP_K), "baseline": baseline}
+    return _evaluated(task, out, queries, Shard(vectors.shard.numbers, passages), baseline)
 
 
-def dense_results(task: RetrievalSet, vectors: Vectors, kind: str, removals: Sequence[Removal]) -> Iterator[dict[str, Any]]:
+def _evaluated(task: RetrievalSet, out: Path, queries: np.ndarray, shard: Shard, baseline: dict[str, Any]) -> dict[str, Any]:
+    path = result_file(out, baseline["name"], task)
+    result = evaluate(task, queries, shard, TOP_K, per_query_file=path.with_suffix(".parquet")) | {"baseline": baseline}
+    dist.first_rank_does(lambda: write_json(path, result))
+    return result
+
+
+def dense_results(
+    task: RetrievalSet, out: Path, vectors: Vectors, kind: str, removals: Sequence[Removal]
+) -> Iterator[dict[str, Any]]:
     """The vectors as they are, then after each removal. Collective."""
-    yield dense(task, vectors, kind)
+    yield dense(task, out, vectors, kind)
     for removal in removals:
-        yield without_language(task, vectors, removal)
+        yield without_language(task, out, vectors, removal)
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
-
-
-def save(out: Path, result: dict[str, Any]) -> Path:
-    """Write one result where a study finds it. Raises DataError: another result of this name and set is there."""
-    path = result_file(out, result["baseline"]["name"], result["task"])
-    if path.exists():
-        raise DataError(describe(str(path), "a file", "results are never overwritten", "Choose another --out."))
-    write_json(path, result)
-    return path
 
 
 def save_vectors(directory: Path, task: RetrievalSet, vectors: Vectors) -> None:

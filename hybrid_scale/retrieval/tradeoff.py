@@ -27,6 +27,7 @@ from hybrid_scale import dist, statistics
 from hybrid_scale.data.records import RetrievalSet
 from hybrid_scale.errors import DataError, describe
 from hybrid_scale.retrieval import metrics
+from hybrid_scale.retrieval.evaluate import drops_own_id
 from hybrid_scale.retrieval.index import Shard, search
 from hybrid_scale.retrieval.metrics import RelevantRanks
 from hybrid_scale.retrieval.scores import pair_scores
@@ -98,7 +99,7 @@ def set_up(task: RetrievalSet, queries: np.ndarray, shard: Shard, options: Optio
         raise DataError(describe("index study", f"{dist.world_size()} ranks", "one process measures times", "Start one."))
     if not 10 <= options.k <= len(task.corpus):
         raise DataError(describe("k", options.k, f"must be from 10 to the {len(task.corpus)} passages"))
-    if task.manifest.get("drop_own_id", False):
+    if drops_own_id(task):
         rule = "its queries are passages too, which an index can't leave out"
         raise DataError(describe(f"index study: {task.name}", "drop_own_id", rule, "Choose another set."))
     chosen = studied(task, options.questions)

@@ -534,7 +534,8 @@ def test_in_domain(contains: list[str] | None, evaluation: str, verdict: bool | 
     assert domains.in_domain(training, evaluation) == domains.InDomain(verdict, sources)
     known = {"in_domain_of": list(domains.IN_DOMAIN_OF[evaluation])}
     assert domains.in_domain(training, known) == domains.InDomain(verdict, sources)
-    assert domains.in_domain(training, {"in_domain_of": None}) == domains.in_domain({}, known) == domains.InDomain(None, ())
+    unknown: dict[str, Any] = {}
+    assert domains.in_domain(training, unknown) == domains.in_domain(unknown, known) == domains.InDomain(None, ())
 
 
 def test_the_table_names_every_reader_of_a_known_set() -> None:
@@ -542,22 +543,21 @@ def test_the_table_names_every_reader_of_a_known_set() -> None:
     options = {"beir_set": [{"name": name} for name in beir_sets.SETS]}
     for source in set(domains.RETRIEVAL_ONLY) - {"beir"}:
         for given in options.get(source, [{}]):
-            found = domains.facts("retrieval", source, given, ())
+            found = domains.facts(source, given, ())
             assert found["in_domain_of"] == list(domains.IN_DOMAIN_OF[found["evaluation"]])
             assert set(found["in_domain_of"]) <= domains.SOURCES
-    assert domains.facts("retrieval", "beir", {}, ()) == {"evaluation": None, "in_domain_of": None}
+    assert domains.facts("beir", {}, ()) == {"evaluation": None, "in_domain_of": None}
 
 
 def test_prepare_writes_what_belongs_to_the_set(beir_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["beir_set", "--option", "name=quora", "--path", str(beir_folder), "--out", str(tmp_path / "quora")]
     assert prepare.main(given) == 0
-    manifest = RetrievalSet(tmp_path / "quora").manifest
-    assert (manifest["drop_own_id"], manifest["evaluation"], manifest["in_domain_of"]) == (True, "beir/quora", ["quora"])
-    assert manifest["queries"] > 0
+    found = RetrievalSet(tmp_path / "quora").manifest
+    assert (found["drop_own_id"], found["evaluation"], found["in_domain_of"]) == (True, "beir/quora", ["quora"])
     given = ["beir_set", "--option", "name=cqadupstack-tex", "--path", str(beir_folder), "--out", str(tmp_path / "tex")]
     assert prepare.main(given) == 0
-    manifest = RetrievalSet(tmp_path / "tex").manifest
-    assert (manifest["part_of"], manifest["evaluation"], "drop_own_id" in manifest) == ("cqadupstack", "beir/cqadupstack", False)
+    found = RetrievalSet(tmp_path / "tex").manifest
+    assert (found["part_of"], found["evaluation"], "drop_own_id" in found) == ("cqadupstack", "beir/cqadupstack", False)
     rows = write_lines(tmp_path / "rows.jsonl", [{"id": "1", "query": "q", "passage": "p", "query_lang": "en"}])
     for more, contains in (([], None), (["--contains", "mmarco", "nq"], ["mmarco", "msmarco", "nq"])):
         out = tmp_path / f"pairs{len(more)}"
@@ -689,7 +689,9 @@ def test_prepare_writes_pairs_and_retrieval_sets(tmp_path: Path, capsys: pytest.
     out = capsys.readouterr().out
     assert "ja -> ja" in out
     assert "every query has a relevant passage in every language" in out
-    assert Pairs(tmp_path / "train").manifest["source"] == {"name": "demo", "split": "train", "languages": ["en", "ja", "ru"]}
+    manifest = Pairs(tmp_path / "train").manifest
+    assert manifest["source"] == {"name": "demo", "split": "train", "languages": ["en", "ja", "ru"]}
+    assert manifest["contains"] == RetrievalSet(tmp_path / "test").manifest["in_domain_of"] == ["demo"]
 
 
 def test_prepare_counts_cross_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

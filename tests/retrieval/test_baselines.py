@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
 
 from hybrid_scale import dist
 from hybrid_scale.data.records import Judgment, Passage, Query, Record, RetrievalSet, write_retrieval
@@ -64,7 +65,7 @@ def test_bm25_is_lucenes_formula(tmp_path: Path) -> None:
 
 def test_bm25_result_by_hand(tmp_path: Path) -> None:
     """Reciprocal ranks of the one relevant passage; q2 matches nothing, so the passage number decides and p2 is third."""
-    result = baselines.bm25(write_texts(tmp_path / "set"))
+    result = baselines.bm25(write_texts(tmp_path / "set"), tmp_path / "out")
     index = Bm25(RetrievalSet(tmp_path / "set"))
     order = sorted(range(5), key=lambda n: (-index.scores(0)[n], n))
     ranks = [1 + order.index(1), 1 + sorted(range(5), key=lambda n: (-index.scores(1)[n], n)).index(3), 3]
@@ -74,9 +75,9 @@ def test_bm25_result_by_hand(tmp_path: Path) -> None:
 
 
 def test_bm25_drops_a_querys_own_passage(tmp_path: Path) -> None:
-    with_own, without = baselines.bm25(write_texts(tmp_path / "a")), baselines.bm25(write_texts(tmp_path / "b", own_ids=True))
-    assert baselines.own_passages(RetrievalSet(tmp_path / "b")).tolist() == [0, -1, -1]
-    assert baselines.own_passages(RetrievalSet(tmp_path / "a")).tolist() == [-1, -1, -1]
+    with_own = baselines.bm25(write_texts(tmp_path / "a"), tmp_path / "out")
+    without = baselines.bm25(write_texts(tmp_path / "b", own_ids=True), tmp_path / "out")
+    assert without["own_ids_dropped"] == 1
     order = sorted(range(5), key=lambda n: (-Bm25(RetrievalSet(tmp_path / "a")).scores(0)[n], n))
     place = 1 + order.index(1)
     assert order[0] == 0
@@ -237,6 +238,9 @@ def test_the_door_writes_what_evaluation_gives(tmp_path: Path, capsys: pytest.Ca
     for result in results.values():
         assert set(result) == {*plain, "baseline"}
         assert set(result["metrics"]) == set(plain["metrics"])
+        table = parquet.read_table(out / result["baseline"]["name"] / "eval" / "little.parquet").to_pandas()
+        union = table[table.pool == "union"]
+        assert result["metrics"]["map"] == pytest.approx(union["map"].mean(), abs=1e-12)
     fitted = results["vec+lir-2"]["baseline"]["fitted_on"]
     assert "transductive" in fitted["what"]
     assert fitted["passages"] == {"en": 12, "de": 12, "sw": 12}

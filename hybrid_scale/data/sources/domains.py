@@ -1,4 +1,4 @@
-"""Which evaluation sets are in-domain for which training data, and the rules that belong to a set, for the prepared manifest.
+"""Which evaluation sets are in-domain for which training data, and the rules that belong to a set: keys of its manifest.
 
 A result is *in-domain* when the training data holds the set's own training examples (or what they were made from). It is no
 fault, but it isn't zero-shot, so a report has to say it.
@@ -108,16 +108,18 @@ def expanded(sources: Sequence[str]) -> list[str]:
 def check_contains(source: str, options: Mapping[str, Any], contains: Sequence[str]) -> None:
     """Raises ConfigError: unknown training sources, or any for a retrieval set. To be asked before anything is read."""
     expanded(contains)
-    retrieval = (
-        source in RETRIEVAL_ONLY or options.get("kind") == "retrieval" or (source, options.get("split")) == ("demo", "test")
-    )
-    if contains and retrieval:
+    if contains and is_retrieval(source, options):
         raise ConfigError(describe("--contains", ",".join(contains), "a retrieval set is no training data", "Leave it out."))
 
 
-def facts(kind: str, source: str, options: Mapping[str, Any], contains: Sequence[str]) -> dict[str, Any]:
-    """What a manifest says beside the counts. `kind`: `pairs` or `retrieval`; `source` and `options`: of the reader."""
-    if kind == "pairs":
+def is_retrieval(source: str, options: Mapping[str, Any]) -> bool:
+    """Whether a reader with these options gives a retrieval set."""
+    return source in RETRIEVAL_ONLY or options.get("kind") == "retrieval" or (source, options.get("split")) == ("demo", "test")
+
+
+def facts(source: str, options: Mapping[str, Any], contains: Sequence[str]) -> dict[str, Any]:
+    """Keys of the manifest of what a reader with these options gave."""
+    if not is_retrieval(source, options):
         implied = {"mmarco": ["mmarco"], "demo": ["demo"]}.get(source, [])
         return {"contains": expanded([*contains, *implied]) if contains or implied else None}
     chosen = beir_sets.known(options["name"]) if source == "beir_set" else None
