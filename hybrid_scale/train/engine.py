@@ -51,15 +51,8 @@ class Engine(Protocol):
         """The trained weights, whole, float32, copied to the CPU of the ranks that `keep` them, {} on others. Collective."""
         ...
 
-    def moments(self, keep: bool = True) -> dict[str, torch.Tensor]:
-        """Adam's moments as `exp_avg.NAME`, `exp_avg_sq.NAME`, and `step`; independent of the number of ranks.
-
-        Copied to the CPU of the ranks that `keep` them, {} on others. Collective.
-        """
-        ...
-
     def load_moments(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Put back what `moments` gave, on any number of ranks. Call before the first step."""
+        """Put back Adam's `exp_avg.NAME`, `exp_avg_sq.NAME` and `step`, whole, on any number of ranks. Call before the first step."""
         ...
 
 
@@ -253,13 +246,6 @@ class PlainEngine:
     def weights(self, keep: bool = True) -> dict[str, torch.Tensor]:
         return {name: _copied(p.detach().float()) for name, p in self.trained.items()} if keep else {}
 
-    def moments(self, keep: bool = True) -> dict[str, torch.Tensor]:
-        if not keep:
-            return {}
-        held = {f"{key}.{name}": _copied(self.optimizer.state[p][key]) for key in MOMENTS for name, p in self.trained.items()}
-        first = next(iter(self.trained.values()))
-        return {**held, "step": torch.as_tensor(self.optimizer.state[first]["step"]).clone()}
-
     def load_moments(self, state: Mapping[str, torch.Tensor]) -> None:
         for name, parameter in self.trained.items():
             moments = {key: state[f"{key}.{name}"].to(parameter.device).clone() for key in MOMENTS}
@@ -314,12 +300,6 @@ class DeepSpeedEngine:
                 held[name] = _copied(whole.detach())
         return held
 
-    def moments(self, keep: bool = True) -> dict[str, torch.Tensor]:
-        held = {f"{key}.{name}": whole for key in MOMENTS for name, whole in self._moment(key, keep).items()}
-        if not keep:
-            return {}
-        return {**held, "step": torch.as_tensor(self.zero.optimizer.state[self._flat()[0]]["step"]).cpu().clone()}
-
     def load_moments(self, state: Mapping[str, torch.Tensor]) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
@@ -334,18 +314,6 @@ class DeepSpeedEngine:
                     safe_set_local_optimizer_state(parameter, self._slice(value, parameter), key)
                 else:
                     safe_set_full_optimizer_state(parameter, value, key)
-
-    def _moment(self, key: str, keep: bool) -> dict[str, torch.Tensor]:
-        if self.stage == 3:
-            return self._whole([self.zero.optimizer.state[flat][key] for flat in self._flat()], keep)
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        held = {}
-        for name, parameter in self.trained.items():
-            whole = safe_get_full_optimizer_state(parameter, key)
-            if keep:
-                held[name] = _copied(whole.detach())
-        return held
 
     def _whole(self, flats: list[torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
         """Trained tensors from every rank's flat shards: an exchange a chunk, where DeepSpeed's own needs one a tensor."""
