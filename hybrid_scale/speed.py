@@ -1,8 +1,8 @@
 """Formulas: operations of a step, bytes between GPUs, and the seconds both take on a given cluster. Knows no config.
 
 A step is compute, weights gathered beside it (ZeRO-3 with a valid prefetch order hides the shorter of the two), and exchanges
-that wait for both. Shares of the data sheets' rates are calibrated on the published runs in tests/published_times.py; either half of
-those predicts the other within 11 % (median). Nothing else is fitted.
+that wait for both. Shares of the data sheets' rates are calibrated on the published runs in tests/published_times.py; either half
+of those predicts the other within 11 % (median). Nothing else is fitted.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""DeepSpeed through Accelerate, or plain torch, behind six methods. Knows no batch, no loss and no files but ds_configs.
+"""DeepSpeed through Accelerate, or plain torch, behind five methods. Knows no batch, no loss and no files but ds_configs.
 
 embed and backward are collective under ZeRO-3: every rank calls them equally often.
 """
@@ -52,7 +52,7 @@ class Engine(Protocol):
         ...
 
     def load_moments(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Put back Adam's `exp_avg.NAME`, `exp_avg_sq.NAME` and `step`, whole, on any number of ranks. Call before the first step."""
+        """Put back Adam's `exp_avg.NAME`, `exp_avg_sq.NAME` (whole) and `step`, on any number of ranks, before the first step."""
         ...
 
 
