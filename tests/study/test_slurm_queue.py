@@ -1,0 +1,467 @@
+"""Submitting a study: options and dependencies, and what may go wrong between this process, sbatch and the run directories."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hybrid_scale.errors import ConfigError, RunError
+from hybrid_scale.runs import RunDirectory, write_json
+from hybrid_scale.study.evaluation import failures, output, settle
+from hybrid_scale.study.grid import Plan, plan_study
+from hybrid_scale.study.local import run_study
+from hybrid_scale.study.queue import cancel, known, look, submit
+from hybrid_scale.study.settings import JobOptions, Site
+from hybrid_scale.study.site import load_site
+from hybrid_scale.study.slurm import SlurmError
+from tests.study.fabricate import finish, start, write_study
+from tests.study.fakeslurm import FakeSlurm
+from tests.test_floors import BLOCKED, ROOT
+
+SITE = Site(
+    partition="gpu",
+    account="lab",
+    time="20:00:00",
+    setup="source venv/bin/activate",
+    container="apptainer exec --nv image.sif",
+    environment={"SITE_PROXY": "p"},
+    sbatch=("--exclusive",),
+    gpu_type="a100",
+    collect=JobOptions(partition="cpu", time="00:30:00"),
+)
+ARMS = [{"name": arm, "set": {"sampler.arm": arm}} for arm in ("mono", "cross")]
+MODELS = [{"name": "7b", "resources": {"nodes": 2, "gpus_per_node": 8, "cpus_per_node": 64, "time": "1-00:00:00"}}]
+ALL = ["7b.mono.seed-0.train", "7b.mono.seed-0.evaluate", "7b.cross.seed-0.train", "7b.cross.seed-0.evaluate", "study.collect"]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    slurm = FakeSlurm(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{slurm.bin}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(ROOT)
+    return slurm
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return plan_study(write_study(tmp_path, arms=ARMS, seeds=[0], models=MODELS, evaluate=["data/nq"], site={}))
+
+
+def said_of(plan: Plan, again: bool = False, site: Site = SITE) -> list[str]:
+    lines: list[str] = []
+    submit(plan, site, again, lines.append)
+    return lines
+
+
+def words(plan: Plan) -> list[tuple[str, str | None]]:
+    return [(view.train.word, view.evaluate and view.evaluate.word) for view in look(known(plan, must_answer=False))]
+
+
+def test_what_is_submitted(plan: Plan, fake: FakeSlurm) -> None:
+    said = said_of(plan)
+    assert fake.names() == ALL
+    assert said[0] == "7b.mono.seed-0: train is job 100"
+    train, evaluate, *_, collect = fake.jobs.values()
+    home = plan.runs[0].directory
+    assert train["rest"] == ["slurm/train.sbatch", str(plan.directory / "configs" / "7b.mono.seed-0.yaml")]
+    asked = {"--nodes=2", "--gpus-per-node=a100:8", "--cpus-per-task=64", "--time=1-00:00:00", "--partition=gpu", "--account=lab"}
+    assert asked | {"--exclusive", "--dependency=singleton", f"--output={home / 'slurm-train-%j.log'}"} <= set(train["options"])
+    assert train["env"]["HS_RUN_DIRECTORY"] == str(home)
+    assert (train["env"]["HS_ENV_SETUP"], train["env"]["HS_LAUNCH_PREFIX"]) == (SITE.setup, SITE.container)
+    assert train["env"]["SITE_PROXY"] == "p"
+    assert "HS_PROCESSES_PER_NODE" not in train["env"]
+    assert evaluate["rest"] == ["slurm/evaluate.sbatch", str(home), "data/nq"]
+    asked = {"--nodes=1", "--time=20:00:00", "--dependency=afterok:100,singleton", "--kill-on-invalid-dep=yes"}
+    assert asked <= set(evaluate["options"])
+    assert collect["rest"] == ["slurm/collect.sbatch", plan.source]
+    asked = {"--dependency=afterany:101:103:100:102,singleton", "--partition=cpu", "--time=00:30:00"}
+    assert asked <= set(collect["options"])
+    assert not any(option.startswith("--gpus") for option in collect["options"])
+    assert len({job["name"] for job in fake.jobs.values()}) == 5
+
+
+def test_a_second_submission_starts_nothing(plan: Plan, fake: FakeSlurm) -> None:
+    said_of(plan)
+    fake.set(ALL[0], "RUNNING")
+    assert said_of(plan) == []
+    assert said_of(plan, again=True) == []
+    assert len(fake.jobs) == 5
+
+
+def test_a_site_without_gpus_by_gres_and_cpu_nodes(tmp_path: Path, fake: FakeSlurm) -> None:
+    models = [{"name": "g", "set": {"model.base": "b"}, "resources": {"gpus_per_node": 4}}]
+    models += [{"name": "c", "resources": {"gpus_per_node": 0, "processes_per_node": 3}}]
+    made = plan_study(write_study(tmp_path, arms=ARMS[:1], seeds=[0], models=models))
+    said_of(made, site=Site(ask_for_gpus="gres"))
+    gpu, cpu, _ = fake.jobs.values()
+    assert "--gres=gpu:4" in gpu["options"]
+    assert not any(option.startswith(("--gres", "--gpus")) for option in cpu["options"])
+    assert cpu["env"]["HS_PROCESSES_PER_NODE"] == "3"
+
+
+def test_a_surrounding_job_isnt_inherited(plan: Plan, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "5")
+    monkeypatch.setenv("SLURM_CONF", "/x")
+    said_of(plan)
+    assert {key for job in fake.jobs.values() for key in job["env"] if key.startswith("SLURM_")} == {"SLURM_CONF"}
+
+
+# Refusals
+
+
+def test_a_refused_job_ends_the_submission_and_a_later_one_goes_on(plan: Plan, fake: FakeSlurm) -> None:
+    quota = "sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed"
+    fake.misbehave("sbatch", after=2, says=quota)
+    with pytest.raises(SlurmError) as refused:
+        said_of(plan)
+    assert quota in str(refused.value)
+    assert "7b.cross.seed-0: train: sbatch: exit code 1" in str(refused.value)
+    assert "2 jobs were submitted before it" in str(refused.value)
+    assert words(plan) == [("queued", "queued"), ("planned", "planned")]
+    assert not RunDirectory(plan.runs[1].directory).status_file.exists()
+    fake.behave()
+    said_of(plan)
+    assert fake.names() == ALL
+
+
+def test_a_refusal_leaves_the_status_of_a_failed_run(plan: Plan, fake: FakeSlurm) -> None:
+    RunDirectory(plan.runs[0].directory).create(plan.runs[0].config)
+    RunDirectory(plan.runs[0].directory).set_status("failed", reason="no space left")
+    fake.misbehave("sbatch", says="down for maintenance")
+    with pytest.raises(SlurmError, match="down for maintenance"):
+        said_of(plan, again=True)
+    assert RunDirectory(plan.runs[0].directory).status()["reason"] == "no space left"
+
+
+@pytest.mark.parametrize(
+    ("program", "message"), [("squeue", "squeue: not found on PATH"), ("sbatch", "sbatch: not found on PATH")]
+)
+def test_slurm_missing(plan: Plan, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch, program: str, message: str) -> None:
+    (fake.bin / program).unlink()
+    monkeypatch.setenv("PATH", str(fake.bin))
+    with pytest.raises(SlurmError, match=message):
+        said_of(plan)
+    assert fake.jobs == {}
+    assert words(plan) == [("planned", "planned")] * 2
+
+
+def test_nothing_is_submitted_blindly(plan: Plan, fake: FakeSlurm) -> None:
+    fake.misbehave("squeue", says="slurm_load_jobs error: Unable to contact slurm controller")
+    with pytest.raises(SlurmError, match="Unable to contact slurm controller"):
+        said_of(plan)
+    assert fake.jobs == {}
+    fake.misbehave("squeue", prints="hello")
+    with pytest.raises(SlurmError, match="squeue: printed 'hello'"):
+        said_of(plan)
+    fake.misbehave("sbatch", prints="Submitted!")
+    with pytest.raises(SlurmError, match="printed 'Submitted!' where a job id was expected"):
+        said_of(plan)
+
+
+def test_only_from_a_checkout(plan: Plan, fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=r"no slurm/train\.sbatch'; not a checkout"):
+        said_of(plan)
+
+
+# Deaths
+
+
+def door(*arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "launch/study.py", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_died_between_sbatch_and_bookkeeping(plan: Plan, fake: FakeSlurm) -> None:
+    fake.misbehave("sbatch", after=2, kill="after")
+    assert door("submit", plan.source).wait(30) == -signal.SIGKILL
+    assert fake.names() == ALL[:3]
+    assert "102" not in (plan.directory / "jobs.jsonl").read_text()
+    fake.behave()
+    said = said_of(plan)
+    assert said[0] == "7b.cross.seed-0: found train job 102 (pending), which no submission had noted"
+    assert fake.names() == ALL, "each started once"
+
+
+def test_the_lock_outlives_a_submitter_whose_sbatch_is_still_on_its_way(plan: Plan, fake: FakeSlurm) -> None:
+    fake.misbehave("sbatch", kill="before")
+    assert door("submit", plan.source).wait(30) == -signal.SIGKILL
+    assert fake.jobs == {}, "killed before the job exists"
+    fake.behave()
+    with pytest.raises(RunError, match="this study is being run or submitted right now"):
+        said_of(plan)
+    deadline = time.monotonic() + 20
+    while not fake.jobs and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.2)
+    said_of(plan)
+    assert fake.names() == ALL
+
+
+def test_died_before_sbatch(plan: Plan, fake: FakeSlurm) -> None:
+    RunDirectory(plan.runs[0].directory).create(plan.runs[0].config)
+    RunDirectory(plan.runs[0].directory).set_status("queued")
+    assert words(plan)[0] == ("planned", "planned")
+    said_of(plan)
+    assert fake.names() == ALL
+
+
+def test_the_journal_may_be_lost_or_cut(plan: Plan, fake: FakeSlurm) -> None:
+    said_of(plan)
+    journal = plan.directory / "jobs.jsonl"
+    whole = journal.read_text()
+    journal.write_text(whole[:-9])
+    said_of(plan)
+    journal.unlink()
+    said_of(plan)
+    assert fake.names() == ALL
+    journal.write_text("rubbish\n" + whole)
+    with pytest.raises(RunError, match=r"jobs\.jsonl:1: found 'rubbish'; not an entry"):
+        said_of(plan)
+
+
+# What became of it
+
+
+def test_a_failure_is_shown_and_started_again(plan: Plan, fake: FakeSlurm) -> None:
+    said_of(plan)
+    fake.set(ALL[0], "FAILED", "NonZeroExitCode")
+    RunDirectory(plan.runs[0].directory).set_status("failed", reason="ModelError: no such folder")
+    fake.set(ALL[1], "CANCELLED", "DependencyNeverSatisfied")
+    fake.set(ALL[2], "RUNNING")
+    RunDirectory(plan.runs[1].directory).set_status("running")
+    shown = look(known(plan, must_answer=True))
+    assert shown[0].train.detail == "ModelError: no such folder"
+    assert words(plan) == [("failed", "blocked"), ("running", "queued")]
+    assert said_of(plan) == [], "`submit` leaves it"
+    said_of(plan, again=True)
+    assert fake.names() == [*ALL, ALL[0], ALL[1], ALL[4]]
+    assert fake.jobs["104"]["state"] == "CANCELLED", "the report waits for the new jobs too"
+    assert "--dependency=afterok:105,singleton" in fake.jobs["106"]["options"]
+    assert "--dependency=afterany:106:103:105:102,singleton" in fake.jobs["107"]["options"]
+    assert words(plan) == [("queued", "queued"), ("running", "queued")]
+
+
+def test_a_job_that_waits_for_ever_is_replaced(plan: Plan, fake: FakeSlurm) -> None:
+    said_of(plan)
+    finish(plan.runs[0], {"mono_map": 0.5})
+    fake.set(ALL[0], "COMPLETED")
+    fake.set(ALL[1], "PENDING", "DependencyNeverSatisfied")
+    assert words(plan)[0] == ("done", "blocked")
+    said_of(plan, again=True)
+    assert fake.jobs["101"]["state"] == "CANCELLED"
+    assert fake.names()[5:] == [ALL[1], ALL[4]]
+    assert "--dependency=singleton" in fake.jobs["105"]["options"]
+
+
+def test_a_changed_memory_setting_reaches_the_next_start(plan: Plan, fake: FakeSlurm) -> None:
+    said_of(plan)
+    fake.set(ALL[0], "OUT_OF_MEMORY")
+    RunDirectory(plan.runs[0].directory).set_status("running")
+    assert (
+        look(known(plan, must_answer=True))[0].train.detail
+        == "job 100 ended as OUT_OF_MEMORY while the run's status was 'running'"
+    )
+    smaller = plan_study(Path(plan.source), ["training.max_tokens_per_micro_batch=1024"])
+    said_of(smaller, again=True)
+    assert "max_tokens_per_micro_batch: 1024" in (plan.directory / "configs" / "7b.mono.seed-0.yaml").read_text()
+    with pytest.raises(RunError, match=r"optimizer\.learning_rate: 0\.0001 -> 5e-05"):
+        said_of(plan_study(Path(plan.source), ["optimizer.learning_rate=5e-5"]), again=True)
+
+
+def test_what_is_done_is_only_scored(plan: Plan, fake: FakeSlurm) -> None:
+    for run in plan.runs:
+        finish(run, {"mono_map": 0.5})
+    write_json(RunDirectory(plan.runs[1].directory).evaluation_file("nq"), {"task": "nq"})
+    said_of(plan)
+    assert fake.names() == [ALL[1], ALL[4]]
+    assert words(plan) == [("done", "queued"), ("done", "done")]
+
+
+def test_cancel_and_start_again(plan: Plan, fake: FakeSlurm) -> None:
+    said_of(plan)
+    fake.set(ALL[0], "COMPLETED")
+    finish(plan.runs[0], {"mono_map": 0.5})
+    said: list[str] = []
+    assert cancel(plan, said.append) == 4
+    assert said == ["cancelled 4 jobs: 104 101 103 102"]
+    assert [job["state"] for job in fake.jobs.values()] == ["COMPLETED", *["CANCELLED"] * 4]
+    assert words(plan) == [("done", "cancelled"), ("cancelled", "blocked")]
+    assert cancel(plan, said.append) == 0
+    assert said_of(plan) == []
+    said_of(plan, again=True)
+    assert fake.names()[5:] == [ALL[1], ALL[2], ALL[3], ALL[4]]
+
+
+def test_a_job_that_is_gone_is_lost_unless_its_run_is_done(plan: Plan, fake: FakeSlurm) -> None:
+    said_of(plan)
+    for name in ALL:
+        fake.set(name, "GONE")
+    RunDirectory(plan.runs[0].directory).set_status("running")
+    RunDirectory(plan.runs[1].directory).set_status("done")
+    assert words(plan) == [("lost", "blocked"), ("done", "lost")]
+    assert look(known(plan, must_answer=True))[0].train.detail == "job 100 is gone and left the status 'running'"
+
+
+@pytest.mark.parametrize("clock", ["1999-01-01T00:00:00+00:00", "2099-01-01T00:00:00+00:00", "soon"])
+@pytest.mark.parametrize(
+    ("state", "word"), [("RUNNING", "running"), ("GONE", "lost"), ("TIMEOUT", "failed"), ("NEW_STATE", "running")]
+)
+def test_no_clock_is_believed(plan: Plan, fake: FakeSlurm, clock: str, state: str, word: str) -> None:
+    said_of(plan)
+    fake.set(ALL[0], state)
+    write_json(RunDirectory(plan.runs[0].directory).status_file, {"status": "running", "time": clock})
+    os.utime(RunDirectory(plan.runs[0].directory).status_file, (1, 1))
+    assert words(plan)[0][0] == word
+
+
+# Edited by hand
+
+
+def delete_status(run: RunDirectory) -> None:
+    run.status_file.unlink()
+
+
+def break_status(run: RunDirectory) -> None:
+    run.status_file.write_text('{"status": "run')
+
+
+def invent_status(run: RunDirectory) -> None:
+    write_json(run.status_file, {"status": "finished"})
+
+
+def change_config(run: RunDirectory) -> None:
+    run.config_file.write_text(run.config_file.read_text().replace("global_batch: 64", "global_batch: 128"))
+
+
+def break_config(run: RunDirectory) -> None:
+    run.config_file.write_text("sampler: [")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (break_status, r"status\.json:1: not JSON"),
+        (
+            invent_status,
+            r"status\.json: found .*finished.*; `status` is one of planned, queued, .*Restore the file, or delete it",
+        ),
+        (change_config, r"started with another config: sampler\.global_batch: 128 -> 64"),
+        (break_config, r"config\.yaml:\d+: not YAML"),
+    ],
+)
+def test_an_edited_run_is_refused_before_anything_starts(
+    plan: Plan, fake: FakeSlurm, edit: Callable[[RunDirectory], None], message: str
+) -> None:
+    run = RunDirectory(plan.runs[1].directory)
+    run.create(plan.runs[1].config)
+    run.set_status("failed", reason="x")
+    edit(run)
+    with pytest.raises((RunError, ConfigError), match=message):
+        said_of(plan, again=True)
+    assert fake.jobs == {}
+    assert words(plan)[0] == ("planned", "planned"), "the others are still shown"
+
+
+def test_a_deleted_status_starts_nothing_twice(plan: Plan, fake: FakeSlurm) -> None:
+    said_of(plan)
+    fake.set(ALL[0], "RUNNING")
+    for run in plan.runs:
+        delete_status(RunDirectory(run.directory))
+    assert words(plan) == [("running", "queued"), ("queued", "queued")]
+    assert said_of(plan, again=True) == []
+    fake.set(ALL[0], "GONE")
+    assert words(plan)[0][0] == "lost"
+
+
+# Here and there
+
+
+def test_a_submitted_study_doesnt_run_here_as_well(plan: Plan, fake: FakeSlurm) -> None:
+    said_of(plan)
+    with pytest.raises(RunError, match="found '104, 101, 103, 100, 102'; jobs of this study are in Slurm's queue"):
+        run_study(plan, lambda run: ["true"])
+    cancel(plan, lambda text: None)
+    assert len(run_study(plan, lambda run: ["true"])) == 2
+
+
+def test_a_run_started_by_hand_isnt_touched(plan: Plan, fake: FakeSlurm) -> None:
+    start(plan.runs[0], 2).set_status("running")
+    assert words(plan)[0][0] == "running"
+    said_of(plan, again=True)
+    assert fake.names() == [*ALL[2:]]
+
+
+def test_the_doors_on_a_login_node_without_torch(
+    plan: Plan, fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocker = tmp_path / "blocked"
+    blocker.mkdir()
+    refuse = f"import sys\nfor name in {BLOCKED!r}:\n    sys.modules[name] = None\n"
+    (blocker / "sitecustomize.py").write_text(refuse)
+    env = {**os.environ, "PYTHONPATH": f"{blocker}{os.pathsep}{ROOT}"}
+
+    def said(code: int, *arguments: str) -> str:
+        command = [sys.executable, "launch/study.py", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout + done.stderr
+
+    assert subprocess.run([sys.executable, "-c", "import torch"], env=env, capture_output=True, check=False).returncode == 1
+    site = tmp_path / "site.yaml"
+    site.write_text("partition: gpu\nquality: high\n")
+    assert "site.yaml: quality: found 'high'; unknown key." in said(2, "submit", plan.source, "--site", str(site))
+    site.write_text("partition: gpu\n")
+    assert "7b.cross.seed-0: evaluate is job 103, afterok 102" in said(0, "submit", plan.source, "--site", str(site))
+    assert "2 runs: 2 queued" in said(0, "status", plan.source)
+    fake.set(ALL[0], "NODE_FAIL")
+    shown = said(1, "status", plan.source).splitlines()
+    assert shown[0].startswith(
+        "7b.mono.seed-0   failed     starting  job 100 ended as NODE_FAIL while the run's status was 'queued'"
+    )
+    left = "left as they are: 1 failed; to start them again: launch/study.py resubmit"
+    assert left in said(0, "submit", plan.source)
+    assert "7b.mono.seed-0: train is job 105" in said(0, "resubmit", plan.source, "--failed")
+    assert "--failed" in said(2, "resubmit", plan.source)
+    assert "cancelled 5 jobs" in said(0, "cancel", plan.source)
+
+
+def test_a_site_is_needed(tmp_path: Path, fake: FakeSlurm) -> None:
+    path = write_study(tmp_path)
+    done = door("submit", str(path))
+    assert done.wait(30) == 2
+    assert "site: found None; a cluster's settings are needed. Give --site SITE.yaml" in done.communicate()[1]
+    (tmp_path / "site.yaml").write_text("time: 2 days\n")
+    with pytest.raises(ConfigError, match=r"site\.yaml: time: found '2 days'"):
+        load_site(tmp_path / "site.yaml")
+
+
+# Evaluations
+
+
+def test_an_evaluation_is_taken_in_only_whole(plan: Plan) -> None:
+    run = RunDirectory(plan.runs[0].directory)
+    assert not settle(run, "data/nq", 0, "LOG")
+    assert failures(run) == {"nq": "no result was written; see LOG"}
+    made = output(run, "data/nq")
+    write_json(made, {"task": "nq", "metrics": {}})
+    made.with_suffix(".parquet").write_bytes(b"rows")
+    assert not settle(run, "data/nq", 2, "LOG")
+    assert failures(run) == {"nq": "exit code 2; see LOG"}
+    assert not run.evaluation_file("nq").exists()
+    assert settle(run, "data/nq", 0, "LOG")
+    assert failures(run) == {}
+    assert json.loads(run.evaluation_file("nq").read_text()) == {"step": None, "task": "nq", "metrics": {}}
+    assert run.evaluation_file("nq").with_suffix(".parquet").read_bytes() == b"rows"
+    assert not settle(run, "data/nq", 0, "LOG"), "taken in once"
+    write_json(output(run, "data/miracl"), {"task": "nq"})
+    with pytest.raises(RunError, match="not an evaluation of this set"):
+        settle(run, "data/miracl", 0, "LOG")
