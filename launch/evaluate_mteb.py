@@ -1,0 +1,91 @@
+"""Run tasks of mteb on a trained run, an untrained base or an exported model.
+
+    python launch/evaluate_mteb.py --run runs/qwen2.5-7b-hybrid --tasks NFCorpus MIRACLRetrievalHardNegatives --out mteb
+    python launch/evaluate_mteb.py --exported exported/qwen2.5-7b-hybrid --tasks NFCorpus --out mteb
+
+--run takes the latest checkpoint of a run directory. mteb fetches the tasks' data from the Hub. OUT holds its results in its own
+layout; scores are printed as TASK SUBSET SPLIT MAIN_SCORE. (mteb's ranking isn't sharded or certified: for the sets that
+launch/prepare.py reads, launch/evaluate.py is the measure.)
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from hybrid_scale import dist
+from hybrid_scale.config import load_config
+from hybrid_scale.errors import HybridScaleError, ModelError, RunError, describe
+from hybrid_scale.retrieval.mteb_encoder import MtebEncoder, from_config, from_exported
+from hybrid_scale.runs import RunDirectory
+from hybrid_scale.train.checkpoint import latest
+
+ORGANISATION = "hybrid_scale"
+
+
+def arguments(given: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="run directory: its latest checkpoint")
+    source.add_argument("--config", type=Path, help="YAML of a run: its base model, untrained")
+    source.add_argument("--exported", help="folder that launch/export.py wrote, or any sentence-transformers model")
+    parser.add_argument("--tasks", nargs="+", required=True, help="mteb's names of tasks")
+    parser.add_argument("--out", type=Path, required=True, help="folder of mteb's results")
+    return parser.parse_args(given)
+
+
+def encoder(chosen: argparse.Namespace) -> MtebEncoder:
+    """Raises RunError: a run without a checkpoint."""
+    if chosen.exported:
+        return from_exported(chosen.exported, f"{ORGANISATION}/{Path(chosen.exported).name}", "exported")
+    if chosen.config:
+        return from_config(load_config(chosen.config), None, f"{ORGANISATION}/{chosen.config.stem}", "base")
+    run = RunDirectory(chosen.run)
+    checkpoint = latest(run)
+    if checkpoint is None:
+        raise RunError(describe(str(run.checkpoints), "no complete checkpoint", "a trained run is needed", "Train it first."))
+    return from_config(run.config(), checkpoint / "adapter", f"{ORGANISATION}/{chosen.run.name}", checkpoint.name)
+
+
+def run_tasks(model: MtebEncoder, tasks: Any, out: Path) -> list[str]:
+    """Lines `TASK SUBSET SPLIT MAIN_SCORE`; results are kept in `out`, and finished ones aren't computed again."""
+    import mteb
+
+    results = mteb.evaluate(model, tasks, cache=mteb.ResultCache(out), show_progress_bar=False)
+    return [
+        f"{result.task_name:32s} {score['hf_subset']:12s} {split:12s} {score['main_score']:.4f}"
+        for result in results.task_results
+        for split, scores in result.scores.items()
+        for score in scores
+    ]
+
+
+def tasks_named(names: list[str]) -> Any:
+    """Raises ModelError: mteb isn't there, or has no such task."""
+    try:
+        import mteb
+    except ImportError:
+        raise ModelError(describe("mteb", "not installed", "its tasks need it", "pip install .[eval]")) from None
+    try:
+        return mteb.get_tasks(tasks=names)
+    except (KeyError, ValueError) as error:
+        raise ModelError(describe("--tasks", " ".join(names), f"mteb refuses: {error}")) from None
+
+
+def main(given: list[str] | None = None) -> int:
+    """Exit code: 0, or 2 with a message on stderr."""
+    chosen = arguments(given)
+    try:
+        dist.start()
+        tasks = tasks_named(chosen.tasks)
+        print("\n".join(run_tasks(encoder(chosen), tasks, chosen.out)))
+    except HybridScaleError as error:
+        print(error, file=sys.stderr)
+        return 2
+    finally:
+        dist.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
