@@ -161,6 +161,7 @@ class Progress:
         self.kind, self.total, self.kept = kind, total, kept
         self.done = dist.Tally()
         self.started = self.said = time.monotonic()
+        self.told = -1
 
     def add(self, texts: int) -> None:
         done = self.done.add(texts)
@@ -168,12 +169,12 @@ class Progress:
             self._say(done)
 
     def end(self) -> None:
-        """A last line, where there were others."""
-        if dist.rank() == 0 and self.said > self.started:
+        """A last line, where there were others that didn't say all."""
+        if dist.rank() == 0 and self.said > self.started and self.told < self.total:
             self._say(self.done.add(0))
 
     def _say(self, done: int) -> None:
-        self.said = time.monotonic()
+        self.said, self.told = time.monotonic(), done
         rate = done / (self.said - self.started)
         left = (self.total - done) / rate if rate else float("inf")
         kept = f" ({self.kept} were there)" if self.kept else ""
