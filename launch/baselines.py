@@ -96,9 +96,14 @@ def main(given: list[str] | None = None) -> int:
     try:
         dist.start()
         checked(chosen)
+        made = []
         for result in results(chosen):
+            made.append(result)
             if dist.rank() == 0:
                 print(line(result), flush=True)
+        for mean in baselines.averages(chosen.out, made, [RetrievalSet(directory) for directory in chosen.data]):
+            if dist.rank() == 0:
+                print(line(mean), flush=True)
     except HybridScaleError as error:
         if dist.rank() == 0:
             print(error, file=sys.stderr)

@@ -145,6 +145,42 @@ def dense_results(
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
+def averages(out: Path, results: Sequence[dict[str, Any]], tasks: Sequence[RetrievalSet]) -> list[dict[str, Any]]:
+    """For each baseline and each set that comes in parts (`part_of`, CQADupStack), the mean over its parts, written. Collective.
+
+    Parts that weren't scored are missing from the mean: `parts` names those that are in it.
+    """
+    part_of = {task.name: task.manifest.get("part_of") for task in tasks}
+    wholes: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in results:
+        whole = part_of[result["task"]]
+        if whole:
+            wholes.setdefault((result["baseline"]["name"], whole), []).append(result)
+    means = [macro_average(whole, parts) for (_, whole), parts in wholes.items()]
+    for mean in means:
+        path = RunDirectory(out / mean["baseline"]["name"]).evaluation_file(mean["task"])
+        dist.first_rank_does(lambda path=path, mean=mean: write_json(path, mean))
+    return means
+
+
+def macro_average(name: str, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One result from those of the parts: every metric is the plain mean over the parts that have it (BEIR's CQADupStack)."""
+    values = {
+        metric: [part["metrics"][metric] for part in parts if part["metrics"].get(metric) is not None]
+        for metric in parts[0]["metrics"]
+    }
+    return {
+        "task": name,
+        "parts": [part["task"] for part in parts],
+        "queries": sum(part["queries"] for part in parts),
+        "passages": sum(part["passages"] for part in parts),
+        "languages": sorted({language for part in parts for language in part["languages"]}),
+        "metrics": {metric: float(np.mean(found)) if found else None for metric, found in values.items()},
+        "by_language": {},
+        "baseline": parts[0]["baseline"],
+    }
+
+
 def save_vectors(directory: Path, task: RetrievalSet, vectors: Vectors) -> None:
     """The folder that `vectors.open_embeddings` reads, float16. One rank only: DataError otherwise."""
     if dist.world_size() != 1:

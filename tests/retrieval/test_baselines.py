@@ -279,3 +279,19 @@ def test_saved_vectors_are_read_back(plain_encoder: Path, tmp_path: Path, capsys
     again, _, passages = encode_set(task, Encoder(EncoderOptions(str(plain_encoder))))
     np.testing.assert_allclose(queries, again, atol=1e-3)
     np.testing.assert_allclose(shard.vectors, passages, atol=1e-3)
+
+
+def test_parts_of_a_set_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("gis", "tex", "other")
+    for name in names:
+        directory = write_texts(tmp_path / name, own_ids=name == "tex").directory
+        manifest = json.loads((directory / "manifest.json").read_text())
+        more = {"part_of": "cqadupstack"} if name != "other" else {}
+        (directory / "manifest.json").write_text(json.dumps({**manifest, **more}))
+    assert door.main([*(str(tmp_path / name) for name in names), "--out", str(tmp_path / "out"), "--bm25"]) == 0
+    folder = tmp_path / "out" / "bm25" / "eval"
+    gis, tex, whole = (json.loads((folder / f"{name}.json").read_text()) for name in ("gis", "tex", "cqadupstack"))
+    assert gis["metrics"]["map"] != tex["metrics"]["map"]
+    assert whole["metrics"]["map"] == pytest.approx((gis["metrics"]["map"] + tex["metrics"]["map"]) / 2, abs=1e-15)
+    assert (whole["parts"], whole["queries"]) == (["gis", "tex"], 6)
+    assert capsys.readouterr().out.count("\n") == 4

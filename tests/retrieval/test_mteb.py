@@ -61,8 +61,9 @@ def ours(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     records: list[Record] = [Passage("t", f"p{n}", "en", text) for n, text in enumerate(PASSAGES)]
     records += [Query("t", f"q{n}", "en", text, f"q{n}") for n, text in enumerate(QUERIES)]
     records += [Judgment("t", f"q{n}", f"p{n + more}", 1) for n in range(len(QUERIES)) for more in (0, 7)]
-    write_retrieval(records, tmp_path_factory.mktemp("set") / "set", {"name": "test"})
-    task = RetrievalSet(tmp_path_factory.getbasetemp() / "set0" / "set")
+    directory = tmp_path_factory.mktemp("set") / "set"
+    write_retrieval(records, directory, {"name": "test"})
+    task = RetrievalSet(directory)
     embedder = load_embedder(config.model, config.run.seed).eval()
     return score(task, config, load_text_encoder(config), lambda batch: embedder(**batch))
 
@@ -95,10 +96,9 @@ def test_roles_of_texts() -> None:
     recorder = Recorder()
     model = MtebEncoder(recorder, "a/b", "1")
     mteb.evaluate(model, LocalTask(), cache=None, show_progress_bar=False)
-    by_role = {
-        role: [text.strip() for asked, texts in recorder.asked if asked == role for text in texts]
-        for role in ("query", "passage")
-    }
+    by_role: dict[str, list[str]] = {"query": [], "passage": []}
+    for role, texts in recorder.asked:
+        by_role[role] += [text.strip() for text in texts]
     assert sorted(by_role["query"]) == sorted(QUERIES)
     assert sorted(by_role["passage"]) == sorted(PASSAGES)
     model.encode([{"text": ["a"]}, {"text": ["b", "c"]}])
