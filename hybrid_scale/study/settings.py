@@ -99,7 +99,7 @@ class JobOptions(Section):
 
 
 class Site(JobOptions):
-    """A cluster: what every job of it needs. `train`, `evaluate` and `collect` add to that or win over it."""
+    """A cluster: what every job of it needs. What `train`, `evaluate` and `collect` state themselves wins, null included."""
 
     train: JobOptions = JobOptions()
     evaluate: JobOptions = JobOptions()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hybrid_scale.config import read_yaml, validate
 from hybrid_scale.study.settings import JobOptions, Resources, Site
@@ -18,22 +18,21 @@ def load_site(path: Path) -> Site:
 def sbatch_options(site: Site, kind: Kind, resources: Resources) -> list[str]:
     """What a job asks for. A model's own resources win over the kind's section of the site, that over the site's head."""
     own: JobOptions = getattr(site, kind)
-    given = resources if kind != "collect" else None
-    nodes = given.nodes if given and kind == "train" else 1
-    time = given.time if given and kind == "train" else None
-    options = [f"--nodes={nodes}", "--ntasks-per-node=1"]
-    if given and given.gpus_per_node:
+
+    def stated(key: str) -> Any:
+        return getattr(own if key in own.model_fields_set else site, key)
+
+    given = resources if kind != "collect" else Resources(gpus_per_node=0)
+    options = [f"--nodes={given.nodes if kind == 'train' else 1}", "--ntasks-per-node=1"]
+    if given.gpus_per_node:
         options.append(_gpus(site, given.gpus_per_node))
-    values = {
-        "partition": own.partition or site.partition,
-        "account": own.account or site.account,
-        "qos": own.qos or site.qos,
-        "constraint": own.constraint or site.constraint,
-        "time": time or own.time or site.time,
-        "cpus-per-task": (given and given.cpus_per_node) or own.cpus_per_node or site.cpus_per_node,
-        "mem": (given and given.memory) or own.memory or site.memory,
+    values = {key: stated(key) for key in ("partition", "account", "qos", "constraint")}
+    values |= {
+        "time": (given.time if kind == "train" else None) or stated("time"),
+        "cpus-per-task": given.cpus_per_node or stated("cpus_per_node"),
+        "mem": given.memory or stated("memory"),
     }
-    return [*options, *(f"--{key}={value}" for key, value in values.items() if value is not None), *site.sbatch, *own.sbatch]
+    return [*options, *(f"--{key}={value}" for key, value in values.items() if value is not None), *stated("sbatch")]
 
 
 def _gpus(site: Site, count: int) -> str:

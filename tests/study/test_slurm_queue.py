@@ -33,7 +33,8 @@ SITE = Site(
     environment={"SITE_PROXY": "p"},
     sbatch=("--exclusive",),
     gpu_type="a100",
-    collect=JobOptions(partition="cpu", time="00:30:00"),
+    constraint="fast",
+    collect=JobOptions(partition="cpu", time="00:30:00", constraint=None, sbatch=()),
 )
 ARMS = [{"name": arm, "set": {"sampler.arm": arm}} for arm in ("mono", "cross")]
 MODELS = [{"name": "7b", "resources": {"nodes": 2, "gpus_per_node": 8, "cpus_per_node": 64, "time": "1-00:00:00"}}]
@@ -82,7 +83,8 @@ def test_what_is_submitted(plan: Plan, fake: FakeSlurm) -> None:
     assert collect["rest"] == ["slurm/collect.sbatch", plan.source]
     asked = {"--dependency=afterany:101:103:100:102,singleton", "--partition=cpu", "--time=00:30:00"}
     assert asked <= set(collect["options"])
-    assert not any(option.startswith("--gpus") for option in collect["options"])
+    assert not any(option.startswith(("--gpus", "--constraint", "--exclusive")) for option in collect["options"])
+    assert "--constraint=fast" in evaluate["options"]
     assert len({job["name"] for job in fake.jobs.values()}) == 5
 
 

@@ -1,0 +1,59 @@
+"""The study files that ship with the project: they expand, are what the README says, and their paths exist."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hybrid_scale.config import read_yaml
+from hybrid_scale.study.grid import plan_study
+from hybrid_scale.study.settings import Site
+from hybrid_scale.study.site import load_site, sbatch_options
+from tests.test_floors import ROOT
+
+CONFIGS = ROOT / "launch" / "configs"
+STUDIES = sorted(path for path in CONFIGS.glob("*.yaml") if "arms" in read_yaml(path))
+
+
+def test_these_are_the_studies() -> None:
+    assert [path.name for path in STUDIES] == ["quickstart.yaml", "study_miniature.yaml", "study_qwen2.5.yaml"]
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_expands_and_its_deepspeed_files_exist(path: Path) -> None:
+    plan = plan_study(path)
+    for run in plan.runs:
+        zero = json.loads((ROOT / run.config.training.deepspeed).read_text())["zero_optimization"]
+        assert (zero["stage"] == "auto") == (run.config.training.shard_group is not None)
+    assert plan.directory == Path("runs") / plan.config.study.name
+
+
+def test_the_missions_study() -> None:
+    plan = plan_study(CONFIGS / "study_qwen2.5.yaml")
+    assert len(plan.runs) == 7 * 6 * 3
+    assert plan.arms == ("mono", "cross", "hybrid-0.25", "hybrid-0.5", "hybrid-0.75", "mixed")
+    sizes = ["0.5B", "1.5B", "3B", "7B", "14B", "32B", "72B"]
+    assert list(dict.fromkeys(run.config.model.base for run in plan.runs)) == [f"Qwen/Qwen2.5-{size}" for size in sizes]
+    assert {run.config.sampler.global_batch * run.config.training.max_steps for run in plan.runs} == {2_048_000}
+    assert plan.config.may_differ == ()
+    assert {Path(name).name for name in plan.runs[0].config.data.evaluate} == {"xquad_r", "mlqa_r"}
+    later = [Path(name) for name in plan.config.evaluate]
+    assert {"miracl", "nq"} <= {path.name for path in later}
+    assert sum(path.parent.name == "beir" for path in later) == 14
+    assert all(run.resources.gpus_per_node == 8 for run in plan.runs)
+
+
+def test_the_miniature_has_three_sizes_of_two_nodes() -> None:
+    plan = plan_study(CONFIGS / "study_miniature.yaml")
+    assert (len({run.model for run in plan.runs}), len(plan.runs)) == (3, 9)
+    assert {(run.resources.nodes, run.resources.ranks) for run in plan.runs} == {(2, 2)}
+
+
+def test_the_example_site_and_what_it_asks_for() -> None:
+    site = load_site(CONFIGS / "site_example.yaml")
+    resources = plan_study(CONFIGS / "study_qwen2.5.yaml").runs[-1].resources
+    assert {"--nodes=4", "--gpus-per-node=8", "--constraint=h100", "--mem=0", "--exclusive"} <= set(
+        sbatch_options(site, "train", resources)
+    )
+    assert "--constraint=h100" not in sbatch_options(site, "collect", resources)
+    assert set(read_yaml(CONFIGS / "site_example.yaml")) == set(Site.model_fields), "it shows every setting"
