@@ -87,11 +87,12 @@ def _legend() -> str:
 
 
 def plot(result: dict[str, Any], measure: str) -> str:
-    """Inline SVG: the difference from the exact list with its interval against each cost."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    """Inline SVG: the difference from the exact list with its interval against each cost; linear within the margin, then log."""
+    figure = Figure(figsize=(11, 6), layout="constrained")
     for axes, (label, (part, key)) in zip(figure.subplots(1, len(COSTS), sharey=True), COSTS.items(), strict=True):
         _draw(axes, result["points"], measure, label, part, key)
         margin = result["options"]["margin"]
+        axes.set_yscale("symlog", linthresh=margin)
         axes.axhspan(-margin, margin, color="#0068a8", alpha=0.08)
     figure.axes[0].set_ylabel(f"{measure}, variant - exact")
     text = io.StringIO()
@@ -106,7 +107,15 @@ def _draw(axes: Axes, points: Sequence[dict[str, Any]], measure: str, label: str
         colour = COLOURS[quality["pareto"]]
         spread = [[max(0.0, quality["difference"] - quality["low"])], [max(0.0, quality["high"] - quality["difference"])]]
         axes.errorbar([cost], [quality["difference"]], yerr=spread, fmt="o", color=colour, markersize=4, linewidth=1)
-        axes.annotate(point["name"], (cost, quality["difference"]), (4, 3), textcoords="offset points", fontsize=7, color=colour)
+        axes.annotate(
+            point["name"],
+            (cost, quality["difference"]),
+            (4, 3),
+            textcoords="offset points",
+            fontsize=7,
+            color=colour,
+            rotation=30,
+        )
     axes.set_xscale("log")
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
