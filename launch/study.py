@@ -22,12 +22,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from hybrid_scale.errors import ConfigError, HybridScaleError, describe
+from hybrid_scale.errors import ConfigError, HybridScaleError, RunError, describe
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.study.evaluation import settle
 from hybrid_scale.study.grid import Plan, plan_study
 from hybrid_scale.study.local import Progress, accelerate_command, evaluate_command, run_study
-from hybrid_scale.study.queue import View, cancel, known, look, submit
+from hybrid_scale.study.queue import COLLECT, View, cancel, known, look, submit
 from hybrid_scale.study.settings import Site
 from hybrid_scale.study.site import load_site
 from hybrid_scale.study.slurm import SlurmError
@@ -135,15 +135,19 @@ def run(plan: Plan) -> int:
 
 def status(plan: Plan) -> int:
     try:
-        views = look(known(plan, must_answer=False))
+        found = known(plan, must_answer=False)
     except SlurmError as error:
         print(f"{error}\nStatus of the run directories alone would be a guess.", file=sys.stderr)
         return 2
+    views = look(found)
     width = max(len(view.run.id) for view in views)
     for view in views:
         print(f"{view.run.id:{width}}  {line(view)}")
     words = Counter(view.train.word for view in views)
     print(f"{len(views)} runs: {', '.join(f'{count} {word}' for word, count in words.items())}")
+    collecting = found.find(COLLECT, "collect")
+    if collecting:
+        print(f"report: job {collecting.id}, {collecting.state.lower()}")
     failed = {"failed", "lost", "blocked", "broken"}
     return 1 if any({view.train.word, view.evaluate.word if view.evaluate else ""} & failed for view in views) else 0
 
@@ -151,12 +155,20 @@ def status(plan: Plan) -> int:
 def line(view: View) -> str:
     job = f"  job {view.train.job.id}" if view.train.job and view.train.job.alive else ""
     detail = f"  {view.train.detail}" if view.train.detail else ""
-    progress = Progress(view.run).text() if view.train.word not in ("planned", "broken") else ""
-    text = f"{view.train.word:9}  {progress}{job}{detail}"
+    text = f"{view.train.word:9}  {progress(view)}{job}{detail}"
     if view.evaluate is None or (view.evaluate.word == "planned" and view.train.word == "planned"):
         return text.rstrip()
     scored = f"{view.evaluate.word}, {len(view.left)} sets left" if view.left else "done"
     return f"{text}  | evaluation {scored}" + (f": {view.evaluate.detail}" if view.evaluate.detail else "")
+
+
+def progress(view: View) -> str:
+    if view.train.word in ("planned", "broken"):
+        return ""
+    try:
+        return Progress(view.run).text()
+    except RunError as error:
+        return str(error)
 
 
 def report(plan: Plan) -> int:

@@ -23,6 +23,9 @@ def only_one(directory: Path) -> Iterator[int]:
         except BlockingIOError:
             rule, remedy = "this study is being run or submitted right now", "Wait for it, or stop it."
             raise RunError(describe(str(directory), "a lock", rule, remedy)) from None
+        except OSError as error:  # Lustre and NFS may be mounted without locks
+            remedy = "Choose a study.directory on one that has them."
+            raise RunError(describe(str(directory), error.strerror, "this file system can't lock", remedy)) from None
         yield lock.fileno()
 
 
