@@ -5,6 +5,7 @@
 #   tests/cluster.sh up DIR      start; state, configuration and logs in DIR; then: export SLURM_CONF=DIR/slurm.conf
 #   tests/cluster.sh down DIR    cancel the jobs and stop what `up` started
 #
+# HS_CLUSTER: ports (below) or none, to try the tests without a cluster.
 # As root a node has a network namespace of its own (its own host name, address, loopback and ports, no way out), as on a real
 # cluster; otherwise, or with HS_CLUSTER=ports, both nodes share this host's. The partition `urgent` preempts `batch`, whose jobs
 # are told so by their --signal and requeued after 30 s. Needs Slurm with multiple-slurmd, as Debian builds it.
@@ -146,6 +147,7 @@ idle_nodes() {
 }
 
 up() {
+    [ "${HS_CLUSTER:-}" != none ] || fail "HS_CLUSTER=none"
     for program in slurmctld slurmd munged sbatch; do
         command -v $program >/dev/null || fail "$program is missing: tests/cluster.sh install"
     done

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, TextIO
@@ -98,7 +99,7 @@ def run_study(
             else:
                 _run_one(run, command(run), env, _Line(label, output), poll_seconds)
             if evaluate and RunDirectory(run.directory).status()["status"] == "done":
-                _evaluate_one(run, plan.config.evaluate, evaluate, env, _Line(label, output))
+                _evaluate_one(run, plan.config.evaluate, evaluate, env, _Line(label, output), poll_seconds)
     return [run for run in plan.runs if not _complete(run, plan.config.evaluate if evaluate else ())]
 
 
@@ -139,17 +140,17 @@ def _run_one(run: PlannedRun, command: list[str], env: Mapping[str, str], line: 
     line.end(_outcome(directory, time.monotonic() - begun))
 
 
-def _evaluate_one(run: PlannedRun, sets: Sequence[str], command: EvaluateCommand, env: Mapping[str, str], line: "_Line") -> None:
-    directory = RunDirectory(run.directory)
+def _evaluate_one(
+    run: PlannedRun, sets: Sequence[str], command: EvaluateCommand, env: Mapping[str, str], line: "_Line", poll_seconds: float
+) -> None:
+    directory, log_file = RunDirectory(run.directory), run.directory / "evaluate.log"
     for data in missing(directory, sets):
-        log_file, begun, code = run.directory / "evaluate.log", time.monotonic(), 1
-        arguments = command(run, data)
+        name, arguments, begun = Path(data).name, command(run, data), time.monotonic()
         with _logged(log_file, arguments) as log:
             child = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, env=env)
-            name = Path(data).name
-            code = _follow(child, lambda name=name: f"scoring {name}", line, 1.0)  # type: ignore[misc]
-        word = "scored" if settle(directory, data, code, str(log_file)) else f"not scored, see {log_file}"
-        line.end(f"{name} {word} ({clock(time.monotonic() - begun)})")
+            code = _follow(child, partial(str, f"scoring {name}"), line, poll_seconds)
+        scored = settle(directory, data, code, str(log_file))
+        line.end(f"{name} {'scored' if scored else f'not scored, see {log_file}'} ({clock(time.monotonic() - begun)})")
 
 
 @contextmanager

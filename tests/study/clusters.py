@@ -11,13 +11,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests" / "cluster.sh"
+OUTER = ("SLURM_", "SBATCH_", "HS_")
 NOTES: list[str] = []
 """Said at the end of the test session (conftest.py)."""
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
     """This process's, without a surrounding job; programs of this interpreter's environment come first."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_", "HS_"))}
+    kept = {key: value for key, value in os.environ.items() if key == "HS_CLUSTER" or not key.startswith(OUTER)}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", ""), "/usr/sbin", "/sbin"])
     quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return {**kept, **quiet, "PATH": path, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", **more}

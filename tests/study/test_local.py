@@ -141,6 +141,40 @@ def test_a_study_runs_once_at_a_time_and_stops_with_its_child(plan: Plan, tmp_pa
     assert run(plan, fake(tmp_path))[0] == []
 
 
+SCORER = """
+import json, pathlib, sys
+directory, data = map(pathlib.Path, sys.argv[1:3])
+if sys.argv[3] == "fails": sys.exit(5)
+made = directory / "evaluating"; made.mkdir(exist_ok=True)
+(made / (data.name + ".json")).write_text(json.dumps({"task": data.name, "metrics": {"mono_map": .5}}))
+"""
+
+
+def test_each_trained_run_is_scored_on_the_studys_sets(tmp_path: Path) -> None:
+    base = {**study_tree(tmp_path)["base"], "training": {"max_steps": 3}}
+    plan = plan_study(write_study(tmp_path, seeds=[0], base=base, evaluate=["data/nq", "data/miracl"]))
+    (tmp_path / "scorer.py").write_text(SCORER, encoding="utf-8")
+
+    def scored(how: str, trainer: Command) -> tuple[list[str], str]:
+        output, script = io.StringIO(), str(tmp_path / "scorer.py")
+
+        def command(run: PlannedRun, data: str) -> list[str]:
+            return [sys.executable, script, str(run.directory), data, how if data == "data/nq" and run.arm == "cross" else "well"]
+
+        left = run_study(plan, trainer, output, 0.01, command)
+        return [run.id for run in left], output.getvalue()
+
+    left, said = scored("fails", fake(tmp_path, mono="raises"))
+    assert left == ["mono.seed-0", "cross.seed-0"]
+    assert "[2/4] cross.seed-0: nq not scored, see " in said
+    assert "[2/4] cross.seed-0: miracl scored" in said
+    assert not RunDirectory(plan.runs[0].directory).evaluations.exists(), "a failed run isn't scored"
+    left, said = scored("well", fake(tmp_path))
+    assert left == []
+    assert said.count(" scored (") == 3, "what has a result isn't scored again"
+    assert "[2/4] cross.seed-0: nq scored" in said
+
+
 def test_progress_reads_the_run_directory(plan: Plan) -> None:
     progress = Progress(plan.runs[0])
     assert progress.text() == "starting"
