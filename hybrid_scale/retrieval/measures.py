@@ -4,7 +4,7 @@ A *pool* is the set of passages that a query is ranked against: the *union* is t
 of one language. Gradings of 0 or below count as not relevant.
 
 Over all queries with a relevant passage, in the union pool:
-    ndcg@10  recall@100  mrr@10  map   as in metrics.py; `map` over the full ranking
+    ndcg@10  recall@100  mrr@10  mrr@100 (Mr. TyDi's)  map   as in metrics.py; `map` over the full ranking
     r@1                  share of queries whose first result is relevant
 When the corpus has several languages also, with XQ a query language and XC a passage language (SCIENCE: the paper's measures):
     mono_map, mono_r@1   queries of XQ in the pool of XC = XQ: mean over its queries, then over languages
@@ -37,6 +37,7 @@ UNION_MEASURES: dict[str, Measure] = {
     "ndcg@10": lambda relevant: metrics.ndcg(relevant, 10),
     "recall@100": lambda relevant: metrics.recall(relevant, 100),
     "mrr@10": lambda relevant: metrics.reciprocal_rank(relevant, 10),
+    "mrr@100": lambda relevant: metrics.reciprocal_rank(relevant, 100),
     "map": metrics.average_precision,
     "r@1": lambda relevant: metrics.success(relevant, 1),
 }

@@ -95,6 +95,7 @@ def test_union_measures_equal_pytrec_eval(task: RetrievalSet) -> None:
     theirs = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.100", "map"}).evaluate(run)
     for ours, name in (("ndcg@10", "ndcg_cut_10"), ("recall@100", "recall_100"), ("map", "map")):
         assert found[ours] == pytest.approx(np.mean([values[name] for values in theirs.values()]))
+    assert found["mrr@100"] == pytest.approx(loops.over(None, lambda ranks: 1 / ranks[0] if ranks[0] <= 100 else 0))
     assert found["mrr@10"] == pytest.approx(loops.over(None, lambda ranks: 1 / ranks[0] if ranks[0] <= 10 else 0))
 
 
@@ -115,7 +116,7 @@ def test_facts_counts_and_matrices(task: RetrievalSet) -> None:
 def test_one_language_has_no_multilingual_measures(tmp_path: Path) -> None:
     task = write_task(tmp_path / "mono", languages=("en",))
     result = evaluate(task, *whole(task))
-    assert list(result["metrics"]) == ["ndcg@10", "recall@100", "mrr@10", "map", "r@1"]
+    assert list(result["metrics"]) == ["ndcg@10", "recall@100", "mrr@10", "mrr@100", "map", "r@1"]
     assert result["map_matrix"]["values"] == [[pytest.approx(result["metrics"]["map"])]]
 
 

@@ -109,7 +109,7 @@ def test_the_table_gives_every_average_again(task: RetrievalSet, one: Any) -> No
     union, pools = rows[rows.pool == "union"], rows[rows.pool != "union"]
     own = pools[pools.pool == pools.query_lang]
     other = pools[pools.pool != pools.query_lang]
-    again = {name: union[name].mean() for name in ("ndcg@10", "recall@100", "mrr@10", "map", "r@1")}
+    again = {name: union[name].mean() for name in ("ndcg@10", "recall@100", "mrr@10", "mrr@100", "map", "r@1")}
     for name in ("map", "r@1"):
         again[f"mono_{name}"] = own.groupby("query_lang")[name].mean().mean()
         again[f"cross_{name}"] = other.groupby(["query_lang", "pool"])[name].mean().mean()
