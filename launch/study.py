@@ -137,7 +137,9 @@ def status(plan: Plan) -> int:
     try:
         found = known(plan, must_answer=False)
     except SlurmError as error:
-        print(f"{error}\nStatus of the run directories alone would be a guess.", file=sys.stderr)
+        print(f"{error}\nBelow is what the run directories say; of their jobs nothing is known.", file=sys.stderr)
+        for planned in plan.runs:
+            print(f"{planned.id}  {RunDirectory(planned.directory).status()['status']}")
         return 2
     views = look(found)
     width = max(len(view.run.id) for view in views)

@@ -100,7 +100,12 @@ def _view(found: Known, run: PlannedRun) -> View:
 
 def refuse_if_submitted(plan: Plan) -> None:
     """Raises RunError where a job of this study is alive: what runs here would be started twice."""
-    alive = _alive(known(plan, must_answer=False))
+    try:
+        alive = _alive(known(plan, must_answer=False))
+    except SlurmError as error:
+        rule = f"this study was submitted, and what became of its jobs can't be asked ({error})"
+        remedy = "Run it where Slurm answers; if none of its jobs can be alive, delete the file."
+        raise RunError(describe(str(Journal(plan.directory).path), "jobs", rule, remedy)) from None
     if alive:
         rule = "jobs of this study are in Slurm's queue"
         raise RunError(describe(str(plan.directory), ", ".join(alive), rule, "Wait for them, or `cancel` the study."))
@@ -157,6 +162,13 @@ def _refuse_broken(views: Sequence[View]) -> None:
         raise RunError("\n".join(broken))
 
 
+def _restore(file: Path, before: bytes | None) -> None:
+    if before is None:
+        file.unlink()
+    else:
+        write_text(file, before.decode("utf-8"))
+
+
 class Submission:
     """One call of `submit`, under the study's lock."""
 
@@ -198,13 +210,12 @@ class Submission:
         write_text(config, dump_config(run.config))
         before = directory.status_file.read_bytes() if directory.status_file.exists() else None
         directory.set_status("queued")  # before sbatch: the job may speak at once
+        ours = directory.status_file.read_bytes()
         try:
             return self._submit(run.id, "train", [str(config)], run, run.resources, "afterok", [])
         except SlurmError:
-            if before is None:
-                directory.status_file.unlink()
-            else:
-                write_text(directory.status_file, before.decode("utf-8"))
+            if directory.status_file.read_bytes() == ours:  # an sbatch that timed out may have made a job, which speaks by now
+                _restore(directory.status_file, before)
             raise
 
     def _evaluate(self, view: View, train: str | None) -> None:

@@ -1,5 +1,6 @@
 """Submitting a study: options and dependencies, and what may go wrong between this process, sbatch and the run directories."""
 
+import errno
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from hybrid_scale.study.queue import cancel, known, look, submit
 from hybrid_scale.study.settings import JobOptions, Site
 from hybrid_scale.study.site import load_site
 from hybrid_scale.study.slurm import SlurmError
+from launch import study as study_door
 from tests.study.fabricate import finish, start, write_study
 from tests.study.fakeslurm import FakeSlurm
 from tests.test_floors import BLOCKED, ROOT
@@ -392,6 +394,43 @@ def test_a_submitted_study_doesnt_run_here_as_well(plan: Plan, fake: FakeSlurm) 
         run_study(plan, lambda run: ["true"])
     cancel(plan, lambda text: None)
     assert len(run_study(plan, lambda run: ["true"])) == 2
+
+
+def test_a_copy_of_a_submitted_study_where_slurm_isnt(
+    plan: Plan, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said_of(plan)
+    (fake.bin / "squeue").unlink()
+    monkeypatch.setenv("PATH", str(fake.bin))
+    with pytest.raises(
+        RunError, match=r"jobs\.jsonl: found 'jobs'; this study was submitted, .*squeue: not found.*delete the file"
+    ):
+        run_study(plan, lambda run: ["true"])
+    monkeypatch.setattr(sys, "argv", ["study.py", "status", plan.source])
+    assert study_door.main() == 2
+    said = capsys.readouterr()
+    assert "7b.mono.seed-0  queued" in said.out
+    assert "of their jobs nothing is known" in said.err
+
+
+def test_a_refused_job_that_speaks_all_the_same_is_heard(plan: Plan, fake: FakeSlurm) -> None:
+    """sbatch may time out and the job exist."""
+    status = RunDirectory(plan.runs[0].directory).status_file
+    script = f"#!/bin/sh\nprintf '%s' '{{\"status\": \"running\"}}' >{status}\necho Socket timed out >&2; exit 1\n"
+    (fake.bin / "sbatch").write_text(script)
+    with pytest.raises(SlurmError, match="Socket timed out"):
+        said_of(plan)
+    assert json.loads(status.read_text()) == {"status": "running"}
+
+
+def test_a_file_system_without_locks_is_named(plan: Plan, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(file: object, how: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(RunError, match="found 'Function not implemented'; this file system can't lock"):
+        said_of(plan)
+    assert fake.jobs == {}
 
 
 def test_a_run_started_by_hand_isnt_touched(plan: Plan, fake: FakeSlurm) -> None:
