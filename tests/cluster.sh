@@ -151,6 +151,7 @@ up() {
     for program in slurmctld slurmd munged sbatch; do
         command -v $program >/dev/null || fail "$program is missing: tests/cluster.sh install"
     done
+    if [ -e "$dir/tag" ]; then down; fi # what a killed session left
     mkdir -p "$dir/state" "$dir/spool-node1" "$dir/spool-node2"
     chmod 755 "$dir"
     tag=hs$(($$ % 100000)) net=10.$((100 + $$ % 100)).$(($$ / 100 % 250)) port=$((21000 + $$ % 3000 * 3)) mode=ports
@@ -177,17 +178,23 @@ up() {
     fail "the nodes aren't idle after 30 s"
 }
 
-stop() { # pid file: end its process, if it is one of ours
-    local pid
-    pid=$(cat "$1" 2>/dev/null) || return 0
-    if tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qx "SLURM_CONF=$dir/slurm.conf"; then
-        kill "$pid" 2>/dev/null || true
-        for _ in $(seq 50); do
-            [ -d "/proc/$pid" ] || return 0
-            sleep 0.1
+ours() { # pid: one of our daemons, and alive
+    tr '\0' '\n' 2>/dev/null <"/proc/$1/environ" | grep -qx "SLURM_CONF=$dir/slurm.conf"
+}
+
+stop() { # pid files: end their processes, where they are ours
+    local pids=() pid
+    for file in "$@"; do
+        if pid=$(cat "$file" 2>/dev/null) && ours "$pid"; then pids+=("$pid"); fi
+    done
+    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+    for _ in $(seq 100); do
+        for pid in "${pids[@]}"; do
+            if ours "$pid"; then sleep 0.1 && continue 2; fi
         done
-        kill -KILL "$pid" 2>/dev/null || true
-    fi
+        return 0
+    done
+    for pid in "${pids[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
 }
 
 down() {
@@ -199,11 +206,12 @@ down() {
             sleep 0.1
         done
     fi
-    for file in "$dir"/slurmd-*.pid "$dir/slurmctld.pid" "$dir/munged.pid"; do stop "$file"; done
+    stop "$dir"/slurmd-*.pid "$dir/slurmctld.pid" "$dir/munged.pid"
     tag=$(cat "$dir/tag" 2>/dev/null) || return 0
     command -v ip >/dev/null || return 0
     for namespace in $(ip netns list 2>/dev/null | awk '{print $1}' | grep "^$tag-" || true); do ip netns del "$namespace"; done
     ip link del "$tag-br" 2>/dev/null || true
+    rm -f "$dir/tag"
 }
 
 action=${1:-} dir=${2:-}

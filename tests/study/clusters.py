@@ -16,19 +16,19 @@ NOTES: list[str] = []
 """Said at the end of the test session (conftest.py)."""
 
 
-def environment(folder: Path, **more: str) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """This process's, without a surrounding job; programs of this interpreter's environment come first."""
     kept = {key: value for key, value in os.environ.items() if key == "HS_CLUSTER" or not key.startswith(OUTER)}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", ""), "/usr/sbin", "/sbin"])
     quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**kept, **quiet, "PATH": path, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", **more}
+    return {**kept, **quiet, "PATH": path, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
 
 
 def wait(what: str, happened: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, f"{what}: not after {seconds:.0f} s"
-        time.sleep(0.3)
+        time.sleep(0.1)
 
 
 def call(command: list[str], env: dict[str, str], seconds: float = 120) -> "subprocess.CompletedProcess[str]":
