@@ -5,13 +5,21 @@ Refuses to expand anything: `grid` does that.
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from hybrid_scale.config import NonNegative, Positive, Section, Share
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*$")]
 Dotted = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
-SlurmTime = Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d{1,2}){0,2}$")]
+
+
+def _quoted(value: Any) -> Any:
+    if isinstance(value, int):
+        raise ValueError('a time stands in quotes ("12:00:00"): YAML reads it as a number')
+    return value
+
+
+SlurmTime = Annotated[str, BeforeValidator(_quoted), Field(pattern=r"^(\d+-)?\d+(:\d{1,2}){0,2}$")]
 """As sbatch takes it: minutes, hours:minutes:seconds or days-hours[:minutes[:seconds]]."""
 SlurmMemory = Annotated[str, Field(pattern=r"^\d+[KMGT]?$")]
 HeldEqual = Literal[
