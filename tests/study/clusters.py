@@ -1,6 +1,7 @@
 """A two-node Slurm cluster for a test, or this machine alone where its daemons can't start; both run a study the same way."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -116,6 +117,7 @@ def cluster(env: dict[str, str]) -> Iterator[Here]:
     folder = Path(tempfile.mkdtemp(prefix="hs-cluster-"))  # not pytest's: munge wants a way to its socket that all may go
     reason = _up(folder, env)
     if reason:
+        shutil.rmtree(folder, ignore_errors=True)
         NOTES.append(
             f"NO SLURM CLUSTER: the study of tests/study/test_cluster.py ran with `run` on this machine instead. {reason}"
         )
@@ -125,6 +127,7 @@ def cluster(env: dict[str, str]) -> Iterator[Here]:
         yield Cluster({**env, "SLURM_CONF": str(folder / "slurm.conf")})
     finally:
         call([str(SCRIPT), "down", str(folder)], env)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _up(folder: Path, env: dict[str, str]) -> str:

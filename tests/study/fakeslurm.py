@@ -1,9 +1,16 @@
 """sbatch, squeue and scancel that keep their jobs in a file, for tests of what submits; and how a test makes them misbehave."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from hybrid_scale.study.grid import Plan
+from hybrid_scale.study.queue import known, look, submit
+from hybrid_scale.study.settings import JobOptions, Site
+from tests.test_floors import ROOT
 
 PROGRAM = """#!{python} -SE
 import json, os, signal, sys, time
@@ -74,3 +81,40 @@ class FakeSlurm:
         jobs[number].update(state=state, reason=reason)
         (self.home / "jobs.json").write_text(json.dumps(jobs))
         return number
+
+
+# A small study over it
+
+ARMS = [{"name": arm, "set": {"sampler.arm": arm}} for arm in ("mono", "cross")]
+MODELS = [{"name": "7b", "resources": {"nodes": 2, "gpus_per_node": 8, "cpus_per_node": 64, "time": "1-00:00:00"}}]
+ALL = ["7b.mono.seed-0.train", "7b.mono.seed-0.evaluate", "7b.cross.seed-0.train", "7b.cross.seed-0.evaluate", "study.collect"]
+"""Jobs of the whole study, as submitted."""
+
+SITE = Site(
+    partition="gpu",
+    account="lab",
+    time="20:00:00",
+    setup="source venv/bin/activate",
+    container="apptainer exec --nv image.sif",
+    environment={"SITE_PROXY": "p"},
+    sbatch=("--exclusive",),
+    gpu_type="a100",
+    constraint="fast",
+    collect=JobOptions(partition="cpu", time="00:30:00", constraint=None, sbatch=()),
+)
+
+
+def said_of(plan: Plan, again: bool = False, site: Site = SITE) -> list[str]:
+    lines: list[str] = []
+    submit(plan, site, again, lines.append)
+    return lines
+
+
+def words(plan: Plan) -> list[tuple[str, str | None]]:
+    return [(view.train.word, view.evaluate and view.evaluate.word) for view in look(known(plan, must_answer=False))]
+
+
+def door(*arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "launch/study.py", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
