@@ -3,14 +3,12 @@
 Draws what it is given; which runs count was decided in `scores`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, Normalize
-from matplotlib.patches import Rectangle
 
 from hybrid_scale.study import svg
 from hybrid_scale.study.scores import Arm, Metric, Score
@@ -21,7 +19,13 @@ LABEL_GAP = 0.055
 CURVE_POINTS = 400
 """Most points of one run's curve; longer ones are averaged in bins."""
 
-BLUES = LinearSegmentedColormap.from_list("pale-to-deep", ["#f2f6fa", "#9cc3e0", "#3d86bf", "#08376b"])
+STOPS = tuple(
+    ((0, 1 / 3, 2 / 3, 1), tuple(channel / 255 for channel in channels))
+    for channels in zip((242, 246, 250), (156, 195, 224), (61, 134, 191), (8, 55, 107), strict=True)
+)
+"""Pale to deep blue, a scale for each channel."""
+LEFT, TOP, CELL = 44, 38, (33, 29)
+"""Of a heat map: where the cells begin, their width and height."""
 DARK_TEXT, LIGHT_TEXT = "#101418", "#ffffff"
 EQUAL_CONTRAST = 0.185
 """Relative luminance (WCAG 2) on which the two texts are equally readable."""
@@ -60,9 +64,9 @@ def trade_off(key: str, arms: Sequence[Arm], look: Mapping[str, Look]) -> Plot |
             _point(axes, arm, look[arm.name])
         axes.set(xlabel="mono mAP  (better \N{RIGHTWARDS ARROW})", ylabel="cross mAP  (better \N{RIGHTWARDS ARROW})")
         axes.margins(x=0.12, y=0.14)
-        _keep_apart(axes, [(arm.name, arm.scores["mono_map"].mean, arm.scores["cross_map"].mean) for arm in shown], look)
-        drawn = svg.inline(figure, key, title)
-    caption = "Up and to the right is better. Large marks: means over finished seeds; small marks: single seeds."
+        keep_apart(axes, [(arm.name, arm.scores["mono_map"].mean, arm.scores["cross_map"].mean) for arm in shown], look)
+        caption = "Up and to the right is better. Large marks: means over finished seeds; small marks: single seeds."
+        drawn = svg.inline(figure, key, title, caption)
     rows = [
         {"arm": arm.name, "seed": seed, "mono_map": value, "cross_map": arm.scores["cross_map"].by_seed.get(seed)}
         for arm in shown
@@ -80,26 +84,29 @@ def _point(axes: Axes, arm: Arm, look: Look) -> None:
     axes.plot(mono.mean, cross.mean, look.marker, color=look.colour, markersize=10, markeredgecolor=svg.PAPER)
 
 
-def _keep_apart(axes: Axes, labels: Sequence[tuple[str, float, float]], look: Mapping[str, Look]) -> None:
-    """Write each name right of its point; names that would touch are moved up or down, with a line to the point."""
-    left, right = axes.get_xlim()
-    axes.set_xlim(left, right + 0.3 * (right - left))
-    low, high = axes.get_ylim()
+def keep_apart(axes: Axes, labels: Sequence[tuple[str, float, float]], look: Mapping[str, Look]) -> None:
+    """Write each name right of its point; names that would touch are moved up or down, with a line to the point.
+
+    Linear and logarithmic axes alike: places are computed where the axes are linear.
+    """
+    across, up = axes.xaxis.get_transform(), axes.yaxis.get_transform()
+    xs = across.transform(np.array([x for _, x, _ in labels]))
+    left, right = across.transform(np.array(axes.get_xlim()))
+    axes.set_xlim(*across.inverted().transform(np.array([left, right + 0.3 * (right - left)])))
+    low, high = up.transform(np.array(axes.get_ylim()))
     gap = LABEL_GAP * (high - low)
-    placed = spread_apart([y for _, _, y in labels], gap)
-    axes.set_ylim(min(low, min(placed) - gap), max(high, max(placed) + gap))
-    for (name, x, y), height in zip(labels, placed, strict=True):
-        moved = abs(height - y) > 0.3 * gap
+    ys = up.transform(np.array([y for _, _, y in labels]))
+    placed = spread_apart(ys, gap)
+    axes.set_ylim(*up.inverted().transform(np.array([min(low, min(placed) - gap), max(high, max(placed) + gap)])))
+    texts = zip(across.inverted().transform(xs + 0.05 * (right - left)), up.inverted().transform(np.array(placed)), strict=True)
+    for (name, x, y), before, height, at in zip(labels, ys, placed, texts, strict=True):
+        moved = abs(height - before) > 0.3 * gap
         arrow = {"arrowstyle": "-", "color": svg.MUTED, "linewidth": 0.7, "shrinkB": 6} if moved else None
-        axes.annotate(
-            name,
-            (x, y),
-            xytext=(x + 0.05 * (right - left), height),
-            **{"color": look[name].colour, "va": "center", "fontweight": "bold", "arrowprops": arrow},  # type: ignore[arg-type]
-        )
+        style = {"color": look[name].colour, "va": "center", "fontweight": "bold", "arrowprops": arrow}
+        axes.annotate(name, (x, y), xytext=at, **style)  # type: ignore[arg-type]
 
 
-def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
+def spread_apart(heights: Sequence[float] | np.ndarray, gap: float) -> list[float]:
     """`heights` moved as little as a few passes need to leave `gap` between any two; the order is kept."""
     order = np.argsort(heights, kind="stable")
     placed = np.array(heights, dtype=float)[order]
@@ -139,38 +146,47 @@ def bars(key: str, arms: Sequence[Arm], metric: Metric, look: Mapping[str, Look]
         axes.set(xlim=(0, 1.18 * most), xlabel=f"{metric.label} ({better} is better)")
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
-        drawn = svg.inline(figure, key, title)
-    caption = f"Means over finished seeds ({better} is better); dots: single seeds."
+        caption = f"Means over finished seeds ({better} is better); dots: single seeds."
+        drawn = svg.inline(figure, key, title, caption)
     rows = [{"arm": name, "seed": seed, metric.key: value} for name, score, _ in shown for seed, value in score.by_seed.items()]
     return Plot(key, title, caption, drawn, pd.DataFrame(rows))
 
 
 def heat_map(key: str, title: str, matrix: pd.DataFrame, limits: tuple[float, float]) -> Plot:
     """Rows: query languages; columns: passage languages; values in hundredths, on a colour scale that arms share."""
-    rows, columns = matrix.shape
-    norm = Normalize(*limits)
-    with svg.canvas(70 + 33 * columns, 62 + 29 * rows) as (figure, axes):
-        values = matrix.to_numpy(dtype=float)
-        colours = BLUES(norm(np.nan_to_num(values, nan=limits[0])))
-        for (row, column), value in np.ndenumerate(values):
-            _cell(axes, row, column, value, colours[row, column], bool(matrix.index[row] == matrix.columns[column]))
-        axes.set_xticks(np.arange(columns) + 0.5, list(matrix.columns))
-        axes.set_yticks(np.arange(rows) + 0.5, list(matrix.index))
-        axes.set(xlim=(0, columns), ylim=(rows, 0), xlabel="passages in", ylabel="queries in")
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-        drawn = svg.inline(figure, key, title)
+    values, (low, high) = matrix.to_numpy(dtype=float), limits
+    shade = np.clip((values - low) / (high - low if high > low else 1.0), 0, 1)
+    colours = np.stack([np.interp(np.nan_to_num(shade), *STOPS[channel]) for channel in range(3)], -1)
+    cells = [
+        _cell(row, column, value, colours[row, column], bool(matrix.index[row] == matrix.columns[column]))
+        for (row, column), value in np.ndenumerate(values)
+    ]
+    parts = [*_cell_names(list(map(str, matrix.index)), list(map(str, matrix.columns))), *cells]
+    size = (LEFT + CELL[0] * values.shape[1] + 4, TOP + CELL[1] * values.shape[0] + 4)
+    described = "A matrix in hundredths; rows: queries in a language, columns: passages in a language."
+    drawn = svg.element("".join(parts), key, title, described, *size)
     long = matrix.rename_axis("query_language").reset_index().melt("query_language", var_name="passage_language")
     return Plot(key, title, "", drawn, long)
 
 
-def _cell(axes: Axes, row: int, column: int, value: float, colour: np.ndarray, same_language: bool) -> None:
+def _cell_names(rows: Sequence[str], columns: Sequence[str]) -> Iterator[str]:
+    """Languages beside and above the cells, and what they are."""
+    for n, name in enumerate(rows):
+        yield svg.text(LEFT - 6, TOP + CELL[1] * (n + 0.5), name, svg.MUTED, "end")
+    for n, name in enumerate(columns):
+        yield svg.text(LEFT + CELL[0] * (n + 0.5), TOP - 10, name, svg.MUTED)
+    yield svg.text(LEFT + CELL[0] * len(columns) / 2, 9, "passages in", svg.MUTED)
+    middle = TOP + CELL[1] * len(rows) / 2
+    yield svg.text(9, middle, "queries in", svg.MUTED, turned=True)
+
+
+def _cell(row: int, column: int, value: float, colour: np.ndarray, same_language: bool) -> str:
+    x, y = LEFT + CELL[0] * column, TOP + CELL[1] * row
     known = not np.isnan(value)
-    axes.add_patch(Rectangle((column + 0.02, row + 0.02), 0.96, 0.96, facecolor=colour if known else "none", edgecolor="none"))
     text_colour = (DARK_TEXT if _luminance(colour) > EQUAL_CONTRAST else LIGHT_TEXT) if known else svg.MUTED
-    text = f"{100 * value:.0f}" if known else "\N{EN DASH}"
-    weight = "bold" if same_language else "normal"
-    axes.text(column + 0.5, row + 0.52, text, color=text_colour, ha="center", va="center", fontweight=weight)
+    shown = f"{100 * value:.0f}" if known else "\N{EN DASH}"
+    text = svg.text(x + CELL[0] / 2, y + CELL[1] / 2, shown, text_colour, bold=same_language)
+    return (svg.box(x + 0.5, y + 0.5, CELL[0] - 1, CELL[1] - 1, colour) if known else "") + text
 
 
 def _luminance(colour: np.ndarray) -> float:
@@ -196,9 +212,9 @@ def curves(key: str, title: str, caption: str, table: pd.DataFrame, y: str, labe
             ends.append((str(arm), float(smooth.index[-1]), float(smooth.iloc[-1])))
         axes.set(xlabel="step", ylabel=label)
         axes.margins(x=0.01)
-        _keep_apart(axes, ends, look)
+        keep_apart(axes, ends, look)
         axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= table["step"].max()])  # none below the names
-        drawn = svg.inline(figure, key, title)
+        drawn = svg.inline(figure, key, title, caption)
     return Plot(key, title, caption, drawn, table)
 
 

@@ -1,11 +1,12 @@
 """Collected values -> the mean and spread of each arm over its finished runs.
 
-The one place that decides what counts: runs with status `done`, the evaluation of the finished model. Knows no HTML.
+The one place that decides what counts: runs with status `done`, the evaluation of the finished model, where nothing speaks
+against it. Knows no HTML.
 """
 
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -73,9 +74,20 @@ class Arm:
     name: str
     kind: str
     group: str
+    """Arms of one group may be compared (groups.py); one of another model is in another group."""
     runs: int
     scores: Mapping[str, Score]
     """Empty where no run of the arm has finished."""
+    panel: str = ""
+    """Its place on the axes `models` and `data`: arms of one panel are drawn in one figure."""
+    series: str = ""
+    """Groups of one series differ by model alone."""
+    model: str = ""
+    """Its name on the axis `models`, or else the base."""
+    size: float | None = None
+    """Weights of the encoder; None: not known."""
+    run_of: Mapping[int, str] = field(default_factory=dict)
+    """Seed -> id of the run."""
 
 
 def tasks(collected: Collected) -> list[str]:
@@ -83,19 +95,22 @@ def tasks(collected: Collected) -> list[str]:
 
 
 def arms(collected: Collected, task: str) -> list[Arm]:
-    """The study's arms in its order, with their scores on `task`."""
+    """The study's arms in its order, each once a group, with their scores on `task`."""
     final = final_values(collected, task)
     means = final[final["language"].isna()]
     return [
-        Arm(
-            str(name),
-            str(runs["kind"].iloc[0]),
-            str(runs["group"].iloc[0]),
-            len(runs),
-            _scores(means[means["arm"] == name]),
-        )
-        for name, runs in collected.runs.groupby("arm", sort=False)
+        _arm(str(name), runs, means[(means["arm"] == name) & (means["group"] == group)])
+        for (group, name), runs in collected.runs.groupby(["group", "arm"], sort=False)
     ]
+
+
+def _arm(name: str, runs: pd.DataFrame, means: pd.DataFrame) -> Arm:
+    first = runs.iloc[0]
+    model = first["model"] if isinstance(first["model"], str) else first["base"]
+    size = None if pd.isna(first["size"]) else float(first["size"])
+    run_of = dict(zip(runs["seed"].astype(int), runs["run"], strict=True))
+    identity = (str(first["kind"]), str(first["group"]), len(runs))
+    return Arm(name, *identity, _scores(means), str(first["panel"]), str(first["series"]), str(model), size, run_of)
 
 
 def _scores(values: pd.DataFrame) -> dict[str, Score]:
@@ -106,10 +121,11 @@ def _scores(values: pd.DataFrame) -> dict[str, Score]:
 
 
 def final_values(collected: Collected, task: str) -> pd.DataFrame:
-    """Values of finished models on `task`, with arm and seed; values that don't exist (null) left out."""
-    done = collected.runs.loc[collected.runs["status"] == "done", ["run", "arm", "seed", "group"]]
+    """Values of finished models on `task`, with arm and seed; values that don't exist (null) or are in doubt left out."""
+    done = collected.runs.loc[collected.runs["status"] == "done", ["run", "arm", "seed", "group", "panel"]]
     values = collected.values
-    return values[(values["task"] == task) & values["final"]].dropna(subset=["value"]).merge(done, on="run")
+    counted = values[(values["task"] == task) & values["final"] & values["doubt"].isna()]
+    return counted.dropna(subset=["value"]).merge(done, on="run")
 
 
 def untrained(collected: Collected, task: str) -> dict[str, dict[str, Score]]:
@@ -123,7 +139,7 @@ def untrained(collected: Collected, task: str) -> dict[str, dict[str, Score]]:
     return result
 
 
-def headline_metrics(found: list[Arm]) -> tuple[Metric, ...]:
+def headline_metrics(found: Sequence[Arm]) -> tuple[Metric, ...]:
     """The columns of a task's first table: the study's measures where the task crosses languages, else the usual ones."""
     keys = {key for arm in found for key in arm.scores}
     if crosses_languages(found) or not keys:
@@ -132,6 +148,6 @@ def headline_metrics(found: list[Arm]) -> tuple[Metric, ...]:
     return known or tuple(Metric(key, key) for key in sorted(keys)[:5])
 
 
-def crosses_languages(found: list[Arm]) -> bool:
+def crosses_languages(found: Sequence[Arm]) -> bool:
     """Whether queries have relevant passages in other languages; the predictions speak of such tasks alone."""
     return any("cross_map" in arm.scores for arm in found)

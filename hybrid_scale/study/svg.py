@@ -5,12 +5,13 @@ The only place that knows matplotlib's SVG dialect; what is plotted is none of i
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -43,8 +44,9 @@ def canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.subplots()
 
 
-def inline(figure: Figure, key: str, title: str) -> str:
-    """The figure as an `<svg>` element; `key` makes its ids unique on the page, `title` names it for screen readers."""
+def inline(figure: Figure, key: str, title: str, description: str) -> str:
+    """The figure as an `<svg>` element; `key` makes its ids unique on the page, `title` and `description` are read
+    aloud by screen readers."""
     buffer = io.StringIO()
     # The salt makes the file the same each time it is written.
     with mpl.rc_context({"svg.hashsalt": key, **STYLE}):
@@ -55,9 +57,34 @@ def inline(figure: Figure, key: str, title: str) -> str:
     body = re.sub(
         r"<metadata>.*?</metadata>|<style.*?</style>", "", drawn[drawn.index(">", drawn.index("<svg")) + 1 :], flags=re.S
     )
-    name = f'role="img" aria-labelledby="{key}-title"'
-    size = f'viewBox="0 0 {box[1]} {box[2]}" style="--natural: {float(box[1]):.0f}px"'
-    return f'<svg class="plot" {name} {size}><title id="{key}-title">{escape(title)}</title>{_adapted(body, key)}'.strip()
+    inner = _adapted(body, key).strip().removesuffix("</svg>")
+    return element(inner, key, title, description, float(box[1]), float(box[2]))
+
+
+def element(body: str, key: str, title: str, description: str, width: float, height: float) -> str:
+    """An `<svg>` element around `body`, drawn in units of `width` x `height`."""
+    name = f'role="img" aria-labelledby="{key}-title {key}-description"'
+    size = f'viewBox="0 0 {width:g} {height:g}" style="--natural: {width:.0f}px"'
+    told = f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-description">{escape(description)}</desc>'
+    return f'<svg class="plot" {name} {size}>{told}{body}</svg>'
+
+
+def text(x: float, y: float, words: str, colour: str, anchor: str = "middle", bold: bool = False, turned: bool = False) -> str:
+    """Words centred on `y`; `colour` is one of the stand-ins or plain; `turned`: read upwards."""
+    weight = ' font-weight="700"' if bold else ""
+    turn = f' transform="rotate(-90 {x:g} {y:g})"' if turned else ""
+    place = f'x="{x:g}" y="{y:g}" dy=".35em" text-anchor="{anchor}" font-size="11"{weight}{turn}'
+    return f'<text {place} style="fill: {_follow(colour)}">{escape(words)}</text>'
+
+
+def box(x: float, y: float, width: float, height: float, colour: Sequence[float] | np.ndarray) -> str:
+    """A filled rectangle; `colour`: red, green, blue in 0..1."""
+    fill = "#" + "".join(f"{round(255 * float(channel)):02x}" for channel in colour)
+    return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="{fill}"/>'
+
+
+def _follow(colour: str) -> str:
+    return f"var({VARIABLES[colour]})" if colour in VARIABLES else colour
 
 
 def _adapted(body: str, key: str) -> str:

@@ -5,12 +5,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hybrid_scale.errors import RunError
-from hybrid_scale.runs import RunDirectory
-from hybrid_scale.study.collect import collect, strangers, tidy, write_tables
-from hybrid_scale.study.grid import plan_study
+from hybrid_scale.runs import RunDirectory, read_json, write_json
+from hybrid_scale.study.collect import collect, strangers, tidy, warnings, write_tables
+from hybrid_scale.study.grid import Plan, plan_study
 from hybrid_scale.study.scores import arms, untrained
-from tests.study.fabricate import SCORES, fabricated, finish, start, write_study
+from tests.study.fabricate import SCORES, fabricated, scaled, start, write_study
+
+ARMS = [{"name": arm, "set": {"sampler.arm": arm}} for arm in ("mono", "cross", "hybrid")]
 
 
 def test_a_small_expected_table(tmp_path: Path) -> None:
@@ -79,13 +80,110 @@ def test_a_run_started_with_other_settings_is_marked(tmp_path: Path) -> None:
     assert set(runs["learning_rate"]) == {1e-4}
 
 
-def test_a_broken_evaluation_is_named(tmp_path: Path) -> None:
-    plan = fabricated(tmp_path, {}, seeds=[0])
-    finish(plan.runs[0], SCORES["mono"])
+def edited(plan: Plan, file: str, text: str) -> pd.Series:
+    """The row of the first run after one of its files was changed by hand; the others must stay as they were."""
+    before = collect(plan)
+    (plan.runs[0].directory / file).write_text(text, encoding="utf-8")
+    after = collect(plan)
+    assert list(after.runs["run"]) == [run.id for run in plan.runs]
+    others = before.runs.iloc[1:].reset_index(drop=True)
+    pd.testing.assert_frame_equal(after.runs.iloc[1:].reset_index(drop=True), others)
+    mine = plan.runs[0].id
+    assert (after.values["run"] != mine).sum() == (before.values["run"] != mine).sum()
+    assert "" not in [told for _, told in warnings(after.runs)]
+    write_tables(plan, after)
+    row: pd.Series = after.runs.iloc[0]
+    return row
+
+
+BROKEN = {
+    "status.json": ['{"status": "finished"}', "[]", "{"],
+    "config.yaml": ["sampler: {arm: wrong}", "]"],
+    "metrics.jsonl": ['{"loss": 1}\n{"step": 2}\n', "x\n{}\n"],
+    "manifest.json": ["[1]", "{"],
+}
+
+
+@pytest.mark.parametrize(("file", "text"), [(file, text) for file, texts in BROKEN.items() for text in texts])
+def test_a_file_that_was_broken_by_hand_breaks_its_run_alone(tmp_path: Path, file: str, text: str) -> None:
+    row = edited(fabricated(tmp_path, SCORES, seeds=[0]), file, text)
+    assert row["status"] == "broken"
+    assert file in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"task": "xquad_r", "step": 3}', "found KeyError('metrics'); not an evaluation file"),
+        ('{"task": "other", "step": 20, "metrics": {}}', "the file says it is of task other"),
+        ('{"task": "xquad_r", "step": 20, "metrics": {"mono_map": NaN}}', "mono_map is NaN, not a finite number"),
+        ('{"task": "xquad_r", "step": 20, "metrics": {"mono_map": "0.8"}}', 'mono_map is "0.8", not a finite number'),
+        ('{"task": "xquad_r", "step": 20, "metrics": {"mono_map": 80.1}}', "mono_map is 80.1, outside of what it can be"),
+        ("{", "not JSON"),
+    ],
+)
+def test_a_broken_evaluation_is_told_and_nothing_else_is_lost(tmp_path: Path, text: str, said: str) -> None:
+    plan = fabricated(tmp_path, SCORES, seeds=[0])
+    row = edited(plan, "eval/xquad_r.json", text)
+    assert row["status"] == "done"
+    assert said in row["notes"]
+    assert "xquad_r.json" in row["notes"]
+    assert arms(collect(plan), "xquad_r")[0].scores == {}
+
+
+def test_a_missing_evaluation_is_told_with_its_reason(tmp_path: Path) -> None:
+    plan = fabricated(tmp_path, SCORES, seeds=[0], evaluate=["data/miracl"])
+    RunDirectory(plan.runs[0].directory).evaluation_file("xquad_r").unlink()
+    write_json(plan.runs[1].directory / "evaluation.json", {"failed": {"miracl": "exit code 1; see the log of job 7"}})
+    notes = list(collect(plan).runs["notes"])
+    assert notes[0] == "not evaluated on xquad_r; not evaluated on miracl"
+    assert notes[1] == "not evaluated on miracl (exit code 1; see the log of job 7)"
+
+
+def test_a_log_that_was_cut_is_told(tmp_path: Path) -> None:
+    plan = fabricated(tmp_path, SCORES, seeds=[0])
+    file = plan.runs[0].directory / "metrics.jsonl"
+    kept = file.read_text(encoding="utf-8").splitlines(keepends=True)[:4]
+    file.write_text("".join(kept), encoding="utf-8")
+    every = plan.runs[0].config.training.log_every_steps
+    assert every < 16
+    assert collect(plan).runs["notes"][0] == "done, but its log ends at step 4 of 20"
+
+
+def test_means_that_arent_those_of_the_single_queries_dont_count(tmp_path: Path) -> None:
+    plan = scaled(tmp_path, models=["7B"], seeds=[0, 1], questions=4)
     file = RunDirectory(plan.runs[0].directory).evaluation_file("xquad_r")
-    file.write_text('{"task": "xquad_r", "step": 3}', encoding="utf-8")
-    with pytest.raises(RunError, match=r"xquad_r\.json: found KeyError\('metrics'\); not an evaluation file"):
-        collect(plan)
+    content = read_json(file)
+    content["metrics"]["cross_map"] += 0.01
+    write_json(file, content)
+    collected = collect(plan)
+    assert "xquad_r.json says cross_map" in collected.runs["notes"][0]
+    assert collected.values.loc[collected.values["run"] == plan.runs[0].id, "doubt"].notna().all()
+    assert collected.values.loc[collected.values["run"] != plan.runs[0].id, "doubt"].isna().all()
+    assert set(arms(collected, "xquad_r")[0].scores["cross_map"].by_seed) == {1}
+
+
+def test_sizes_are_kept_apart_and_belong_to_one_series(tmp_path: Path) -> None:
+    plan = scaled(tmp_path, models=["0.5B", "7B"], seeds=[0], questions=4)
+    runs = collect(plan).runs
+    assert list(runs["group"]) == ["model 0.5B"] * 3 + ["model 7B"] * 3
+    assert set(runs["series"]) == {""}
+    found = arms(collect(plan), "xquad_r")
+    assert [(arm.name, arm.model) for arm in found] == [(a, m) for m in ("0.5B", "7B") for a in ("mono", "cross", "hybrid")]
+    assert [list(arm.run_of.values()) for arm in found] == [[run.id] for run in plan.runs]
+    assert all(len(arm.scores["mono_map"].by_seed) == 1 for arm in found)
+
+
+def test_a_model_started_with_other_settings_is_a_group_of_its_own(tmp_path: Path) -> None:
+    scaled(tmp_path, models=["0.5B", "7B"], seeds=[0], questions=4)
+    axis = [
+        {"name": name, "set": {"model.base": f"Qwen/Qwen2.5-{name}", "optimizer.learning_rate": rate}}
+        for name, rate in (("0.5B", 1e-4), ("7B", 5e-5))
+    ]
+    later = plan_study(write_study(tmp_path, models=axis, arms=ARMS, seeds=[0]))
+    groups = list(collect(later).runs["group"])
+    assert groups[:3] == ["model 0.5B"] * 3
+    assert all(group == "model 7B" or group.startswith("model 7B, optimizer.learning_rate = ") for group in groups[3:])
 
 
 def test_folders_outside_the_study_are_told(tmp_path: Path) -> None:
@@ -94,5 +192,5 @@ def test_folders_outside_the_study_are_told(tmp_path: Path) -> None:
 
 
 def test_the_study_floor_needs_no_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; import hybrid_scale.study.report, launch.study"
+    code = "import sys; import hybrid_scale.study.report, launch.study; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)

@@ -16,7 +16,10 @@ from hybrid_scale.study.scores import Arm, Score, arms
 from tests.study.fabricate import SCORES, fabricated, start, write_study
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "col"}
-SECTIONS = ["headline", "findings", "figures", "training", "runs", "provenance"]
+SECTIONS = [
+    *("answers", "headline", "trade-off", "findings", "scaling", "cost"),
+    *("figures", "training", "runs", "method", "provenance"),
+]
 
 
 class Page(HTMLParser):
@@ -74,9 +77,12 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
     assert len(found.ids) == len(set(found.ids))
     assert all(address.startswith(("#", "data:")) for address in found.addresses)
     assert {address[1:] for address in found.addresses if address.startswith("#")} <= set(found.ids)
-    assert not re.search(r"url\((?!#)|@import|<script|https?://", html)
+    assert not re.search(r"url\((?!#)|@import|https?://", html)
+    assert html.count("<script") == 1
+    assert "default-src 'none'" in html
     assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(found.ids)
-    assert html.count("<svg") == 13  # trade-off, bars, two over the steps, two matrices for each of four arms, loss
+    assert html.count("<svg") == 15  # two fronts, trade-off, bars, two over the steps, two matrices for each of four arms, loss
+    assert html.count("</desc>") == 15
 
 
 def test_data_behind_a_figure_can_be_downloaded(tmp_path: Path) -> None:
@@ -95,7 +101,7 @@ def test_one_seed_is_said_plainly(tmp_path: Path) -> None:
     text = squeezed(page(fabricated(tmp_path, seeds=[0])).text)
     assert "One seed. How much these results vary" in text
     assert "One seed only: the variance isn't known" in text
-    assert "±" not in text
+    assert "± 0" not in text
 
 
 def test_failed_runs_are_shown_and_text_is_escaped(tmp_path: Path) -> None:
@@ -104,10 +110,10 @@ def test_failed_runs_are_shown_and_text_is_escaped(tmp_path: Path) -> None:
     directory.set_status("failed", reason="<script>alert('x')</script> & more")
     write_json(directory.manifest_file, {"command": "<b>bold</b>", "hosts": ["n1", "n2"]})
     html = render(plan, collect(plan))
-    assert "<script>" not in html
+    assert "<script>alert" not in html
     assert "<b>bold</b>" not in html
     text = squeezed(Page(html).text)
-    assert "6 of 8 runs are not finished" in text
+    assert "6 of 8 runs are not finished or not whole." in text
     assert "cross.seed-0: failed at step 5 of 20. <script>alert('x')</script> & more" in text
     assert "0 of 2" in text
     assert "can't be judged" in text
@@ -117,6 +123,7 @@ def test_a_study_that_hasnt_begun_has_a_page(tmp_path: Path) -> None:
     found = page(plan_study(write_study(tmp_path)))
     assert found.sections == SECTIONS
     assert "No run has been evaluated yet." in found.text
+    assert "no arm was measured" in found.text.lower()
 
 
 def test_a_run_without_a_final_evaluation_is_no_error(tmp_path: Path) -> None:
@@ -145,6 +152,13 @@ def test_measures_that_arent_known_here_are_shown_all_the_same(tmp_path: Path) -
         measured = {"task": "odd", "step": 20, "metrics": {"precision@7": 0.25}}
         write_json(RunDirectory(run.directory).evaluation_file("odd"), measured)
     assert "precision@7" in page(plan).text
+
+
+def test_missing_single_queries_are_said_and_the_means_are_shown(tmp_path: Path) -> None:
+    text = squeezed(page(fabricated(tmp_path)).text)
+    assert "in hybrid's favour, not tested" in text
+    assert "No table of single queries for hybrid.seed-0, mono.seed-0" in text
+    assert "0 paired tests" in text
 
 
 def made(scores: dict[str, dict[str, float]], *others: dict[str, dict[str, float]]) -> list[Arm]:

@@ -1,0 +1,112 @@
+"""Single queries behind an evaluation (`eval/SET.parquet`) -> the values whose average is a measure, by parallel question.
+
+The columns are those that `launch/evaluate.py` writes: query, query_lang, group, pool (`union` or a passage language), relevant,
+measures. Knows no arm and no test.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
+
+from hybrid_scale.errors import RunError, describe
+from hybrid_scale.statistics import Clusters, cluster
+
+NAMES = ("query", "query_lang", "group", "pool")
+AGREEMENT = 1e-6
+"""Between a mean in the JSON file and the mean over its single queries: both are sums of the same float64 numbers."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which rows and column a measure averages, and over what its macro average goes."""
+
+    column: str
+    pool: Literal["union", "own", "other"]
+    """The union of all languages; the pool of the query's language; every other language's."""
+    stratum: Literal["none", "query language", "language pair"]
+
+
+CUTS = {
+    "mono_map": Cut("map", "own", "query language"),
+    "cross_map": Cut("map", "other", "language pair"),
+    "multi_map": Cut("map", "union", "query language"),
+    "mono_r@1": Cut("r@1", "own", "query language"),
+    "cross_r@1": Cut("r@1", "other", "language pair"),
+    "multi_r@10": Cut("recall@10", "union", "query language"),
+    "rank_distance": Cut("rank_distance", "union", "query language"),
+    **{name: Cut(name, "union", "none") for name in ("ndcg@10", "recall@100", "mrr@10", "map", "r@1")},
+}
+"""Measure -> where it comes from (the definitions are those of `launch/evaluate.py`'s measures)."""
+
+
+@dataclass(frozen=True)
+class Queries:
+    """One evaluation's single queries; `fingerprint` tells the prepared set ("" where the file doesn't)."""
+
+    table: pd.DataFrame
+    fingerprint: str
+
+    def values(self, key: str) -> pd.DataFrame | None:
+        """Columns `query`, `pool`, `cluster`, `stratum`, `value`; None: the measure isn't in the table."""
+        cut = CUTS.get(key)
+        if cut is None or cut.column not in self.table:
+            return None
+        chosen = self.table[_rows(self.table, cut)]
+        if chosen.empty:
+            return None
+        stratum = {
+            "none": pd.Series("", index=chosen.index),
+            "query language": chosen["query_lang"],
+            "language pair": chosen["query_lang"] + ">" + chosen["pool"],
+        }[cut.stratum]
+        named = {"query": chosen["query"], "pool": chosen["pool"], "cluster": chosen["group"], "stratum": stratum}
+        return pd.DataFrame({**named, "value": chosen[cut.column].astype("float64")})
+
+
+def _rows(table: pd.DataFrame, cut: Cut) -> pd.Series:
+    union = table["pool"] == "union"
+    own = table["pool"] == table["query_lang"]
+    return {"union": union, "own": own, "other": ~union & ~own}[cut.pool]
+
+
+def clusters(values: pd.DataFrame) -> Clusters | None:
+    """Values as `Queries.values` gives them, by parallel question; None where not one is defined."""
+    if values["value"].isna().all():
+        return None
+    return cluster(values["value"].to_numpy(), values["cluster"].to_numpy(), values["stratum"].to_numpy())
+
+
+def read_queries(path: Path) -> Queries:
+    """Raises RunError: not a table of single queries."""
+    try:
+        table = parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(describe(str(path), error, "not a Parquet file", "Evaluate the run again.")) from None
+    lacking = [name for name in NAMES if name not in table.column_names]
+    if lacking:
+        raise RunError(describe(str(path), table.column_names, f"{', '.join(lacking)} missing", "Evaluate the run again."))
+    facts = table.schema.metadata or {}
+    wanted = [*NAMES, *dict.fromkeys(cut.column for cut in CUTS.values() if cut.column in table.column_names)]
+    frame = table.select(wanted).to_pandas()
+    return Queries(frame, facts.get(b"fingerprint", b"").decode())
+
+
+def contradiction(content: Mapping[str, Any], queries: Queries, name: str) -> str | None:
+    """What speaks against an evaluation file: its means aren't those of its single queries, or the sets differ."""
+    fingerprint = content.get("fingerprint")
+    if fingerprint and queries.fingerprint and fingerprint != queries.fingerprint:
+        return f"{name} and the single queries beside it come from different sets; its means don't count"
+    for key, stated in content["metrics"].items():
+        values = queries.values(key)
+        found = clusters(values) if values is not None else None
+        if found is None or stated is None:
+            continue
+        if abs(found.estimate - stated) > AGREEMENT * max(1.0, abs(found.estimate)):
+            shown = f"{name} says {key} {stated:.6g}, its single queries say {found.estimate:.6g}"
+            return f"{shown}: a file was changed or belongs to another evaluation; its means don't count"
+    return None
