@@ -149,7 +149,7 @@ def test_install_says_what_is_wrong(checkout: Path) -> None:
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2 && exit 0\nexit 1\n')
     old.chmod(0o755)
     assert "usage: .ci/install VENV" in install(checkout).stderr
-    assert "unknown extra 'cuda'. Known: cpu, gpu, dev, bench." in install(checkout, "venv", "cuda").stderr
+    assert "unknown extra 'cuda'. Known: cpu, gpu, dev, bench, eval." in install(checkout, "venv", "cuda").stderr
     assert "is Python 3.9.2; Python 3.11 or newer is needed" in install(checkout, "new", "cpu", PYTHON=str(old)).stderr
     assert "no 'python9.9' on PATH" in install(checkout, "new", "cpu", PYTHON="python9.9").stderr
     assert calls(checkout) == []
