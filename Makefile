@@ -2,6 +2,7 @@
 VENV   ?= .venv
 PYTHON ?= python3
 ARGS   ?=
+ONLY   ?= $(patsubst benchmarks/%.py,%,$(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))))
 
 SHELL         := bash
 .SHELLFLAGS   := -euo pipefail -c
@@ -54,10 +55,10 @@ format:      ## sort imports, mend what ruff can mend, format
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 
-bench:       ## every benchmark, one after another
+bench:       ## every benchmark, one after another; ONLY="step padding" picks some, ARGS are theirs
 	@$(install) cpu dev bench
-	@for benchmark in $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))); do \
-	   echo "==== $$benchmark"; $(bin)/python "$$benchmark"; done
+	@for benchmark in $(ONLY); do \
+	   echo "==== $$benchmark"; $(bin)/python "benchmarks/$$benchmark.py" $(ARGS); done
 
 clean:       ## caches and build results; data/, models/, runs/ and VENV stay
 	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist ./*.egg-info
