@@ -63,11 +63,22 @@ def _one_measure(members: Sequence[Comparison]) -> str:
     metric, count = members[0].metric, Counter(each.outcome for each in members)
     low, high = min(each.difference for each in members), max(each.difference for each in members)
     span = f"{low:+.{metric.decimals}f}" + (f" to {high:+.{metric.decimals}f}" if len(members) > 1 else "")
+    if len(members) == 1:
+        return _only(members[0])
     if count["not tested"] == len(members):
         better = sum(each.gain > 0 for each in members)
         return f"{metric.label}: difference {span}, {_of(better, len(members))} in hybrid's favour, not tested"
     told = ", ".join(f"{WORDS[key]} in {_of(count[key], len(members))}" for key in WORDS if count[key])
     return f"{metric.label}: {told} ({span})"
+
+
+def _only(each: Comparison) -> str:
+    places = each.metric.decimals
+    word = WORDS[each.outcome]
+    if each.outcome == "not tested":
+        word = f"{'better' if each.gain > 0 else 'worse' if each.gain < 0 else 'equal'}, not tested"
+    interval = f" [{each.interval.low:+.{places}f}, {each.interval.high:+.{places}f}]" if each.interval else ""
+    return f"{each.metric.label}: {word} ({each.difference:+.{places}f}{interval})"
 
 
 def _of(some: int, every: int) -> str:

@@ -10,18 +10,20 @@ from typing import Any
 from hybrid_scale.config import RunConfig
 from hybrid_scale.study.grid import Plan, PlannedRun, flat
 
-NO_PART_IN_THE_SCIENCE = {
+OF_THE_ARM = {
     *("sampler.arm", "sampler.alpha", "sampler.composition", "sampler.draws", "sampler.window_steps"),
     *("sampler.mono_block_rows", "sampler.allow_same", "sampler.conflicts"),
-    *("model.attention_implementation", "model.gradient_checkpointing", "loss.max_logits"),
-    *("training.engine", "training.deepspeed", "training.passes", "training.max_tokens_per_micro_batch"),
-    *("training.max_tokens_per_embedding_batch", "training.max_kept_tokens", "training.offload_activations"),
-    *("training.shard_group", "training.gpu_memory_gib", "training.log_every_steps", "training.save_every_steps"),
-    *("training.keep_checkpoints", "training.evaluate_every_steps", "training.trackers", "training.keep_best"),
-    *("training.stop_at", "training.stop_minutes_before", "training.rank_timeout_seconds"),
-    *("evaluation.top_k", "evaluation.store_embeddings"),
 }
-"""What defines an arm, or changes cost and bookkeeping only. Runs that differ in nothing else may be compared by arm."""
+COST_ONLY = {"model.attention_implementation", "model.gradient_checkpointing", "loss.max_logits"}
+IN_THE_SCIENCE = {"training.max_steps", "evaluation.embedding_dtype"}
+"""Of `training` and `evaluation`; the rest of them changes cost and bookkeeping only (runs.FREE)."""
+
+
+def _compared(key: str) -> bool:
+    """Whether runs that differ in this setting may not be compared by arm."""
+    if key.startswith(("training.", "evaluation.")):
+        return key in IN_THE_SCIENCE
+    return key not in OF_THE_ARM and key not in COST_ONLY
 
 
 def groups(plan: Plan, configs: Sequence[RunConfig]) -> list[tuple[str, str]]:
@@ -32,13 +34,13 @@ def groups(plan: Plan, configs: Sequence[RunConfig]) -> list[tuple[str, str]]:
     """
     tables = [flat(config.model_dump(mode="json", exclude={"run"})) for config in configs]
     planned = [flat(run.config.model_dump(mode="json", exclude={"run"})) for run in plan.runs]
-    keys = dict.fromkeys(key for table in tables for key in table if key not in NO_PART_IN_THE_SCIENCE)
+    keys = dict.fromkeys(key for table in tables for key in table if _compared(key))
     varied = [key for key in keys if len({json.dumps(table.get(key)) for table in tables}) > 1]
     of_axes = {kind: _set_by(plan, kind) for kind in ("models", "data")}
     labels = []
     for run, table, own in zip(plan.runs, tables, planned, strict=True):
-        rest = [key for key in varied if table.get(key) != own.get(key) or not _explained(run, key, of_axes)]
-        said = [f"{key} = {json.dumps(table.get(key), ensure_ascii=False)}" for key in rest]
+        rest = [key for key in varied if key in table and (table[key] != own.get(key) or not _explained(run, key, of_axes))]
+        said = [f"{key} = {json.dumps(table[key], ensure_ascii=False)}" for key in rest]
         model = [f"model {run.model}"] if run.model else []
         data = [f"data {run.data}"] if run.data else []
         labels.append((", ".join([*model, *data, *said]), ", ".join([*data, *said])))

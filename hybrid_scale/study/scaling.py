@@ -4,7 +4,7 @@ Chooses the quantities; the arithmetic is in fits.py and pareto.py. Knows no HTM
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -88,7 +88,7 @@ class Priced:
 
 
 def priced(collected: Collected, directories: Mapping[str, Path]) -> list[Priced]:
-    """Every evaluated arm with its place on both fronts, per task and series."""
+    """Every evaluated arm of every model with its place on both fronts of its task."""
     return [each for task in tasks(collected) for each in _priced(collected, task, directories)]
 
 
@@ -97,11 +97,10 @@ def _priced(collected: Collected, task: str, directories: Mapping[str, Path]) ->
     metric = METRICS["multi_map" if crosses_languages(every) else "ndcg@10"]
     done = collected.runs[collected.runs["status"] == "done"]
     measured = [arm for arm in every if metric.key in arm.scores]
-    for series in dict.fromkeys(arm.series for arm in measured):
-        found = [_price(task, arm, metric, done, directories) for arm in measured if arm.series == series]
-        hours, memory = _placed(found, "device_hours"), _placed(found, "peak_gib")
-        for position, each in enumerate(found):
-            yield Priced(**{**vars(each), "by_hours": hours.get(position), "by_memory": memory.get(position)})
+    found = [_price(task, arm, metric, done, directories) for arm in measured]
+    hours, memory = _placed(found, "device_hours"), _placed(found, "peak_gib")
+    for position, each in enumerate(found):
+        yield replace(each, by_hours=hours.get(position), by_memory=memory.get(position))
 
 
 def _price(task: str, arm: Arm, metric: Metric, done: pd.DataFrame, directories: Mapping[str, Path]) -> Priced:

@@ -158,20 +158,14 @@ def fronts(key: str, points: Sequence[Priced], cost: str, unit: str, look: Mappi
 
 def _name_fronts(axes: Axes, shown: Sequence[Priced], place: str, cost: str, look: Mapping[str, Look], many: bool) -> None:
     """Names beside the points: all of one model; of several, those on the front, with their model."""
+    if not many:
+        keep_apart(axes, [(point.arm, getattr(point, cost), point.quality) for point in shown], look)
+        return
     for point in shown:
-        if many and getattr(point, place) != "on the front":
-            continue
-        name = f"{point.model} {point.arm}" if many else point.arm
-        axes.annotate(
-            name,
-            (getattr(point, cost), point.quality),
-            xytext=(-6, 7),
-            textcoords="offset points",
-            ha="right",
-            color=look[point.arm].colour,
-            fontsize=9,
-            fontweight="bold",
-        )
+        if getattr(point, place) == "on the front":
+            at, name = (getattr(point, cost), point.quality), f"{point.model} {point.arm}"
+            style = {"ha": "right", "color": look[point.arm].colour, "fontsize": 9, "fontweight": "bold"}
+            axes.annotate(name, at, xytext=(-6, 7), textcoords="offset points", **style)  # type: ignore[arg-type]
 
 
 def forecast(key: str, runs: pd.DataFrame, predicted: str, measured: str, unit: str, look: Mapping[str, Look]) -> Plot | None:
