@@ -8,7 +8,7 @@ from pyarrow import parquet
 from hybrid_scale.errors import RunError
 from hybrid_scale.retrieval.measures import Judged, per_query, summarise
 from hybrid_scale.runs import RunDirectory
-from hybrid_scale.study.queries import CUTS, clusters, contradiction, read_queries
+from hybrid_scale.study.queries import CUTS, clusters, contradiction, macro_mean, read_queries
 from tests.study.fabricate import means_of, save_queries, single_queries
 
 GAIN = (0.02, 0.0, 0.01)
@@ -42,6 +42,7 @@ def test_every_measure_is_that_of_the_evaluation(tmp_path: Path) -> None:
         mine = clusters(values)
         assert mine is not None
         assert mine.estimate == pytest.approx(stated[key], abs=1e-12), key
+        assert macro_mean(values) == pytest.approx(stated[key], abs=1e-12), key
     assert contradiction({"metrics": stated}, queries, "x.json") is None
 
 
