@@ -101,7 +101,11 @@ class Cluster(Here):
         return done.stdout.strip()
 
     def finish(self, seconds: float) -> None:
-        wait("the end of all jobs", lambda: call(["squeue", "--noheader"], self.env).stdout == "", seconds)
+        def empty() -> bool:  # an answer, and nothing in it: a controller on a busy machine may give none
+            said = call(["squeue", "--noheader"], self.env)
+            return said.returncode == 0 and said.stdout == ""
+
+        wait("the end of all jobs", empty, seconds)
 
     def train(self, config: Path, seconds: float) -> None:
         """The job script by hand, as its head describes it; doesn't wait."""

@@ -140,6 +140,7 @@ def test_a_study_from_its_file_to_its_report(folder: Path, way: Here) -> None:
     shown = way.door("status", str(study))
     assert shown.returncode == 0, shown.stdout
     assert "3 runs: 3 done" in shown.stdout
+    assert shown.stdout.count("| evaluation done") == 3, shown.stdout
     assert logged(first) == STEPS
     check_results(plan, folder)
     print(way.name, [f"{after - before:.0f} s" for before, after in itertools.pairwise(clock)])
