@@ -55,10 +55,11 @@ format:      ## sort imports, mend what ruff can mend, format
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
 
-bench:       ## every benchmark, one after another; ONLY="step padding" picks some, ARGS are theirs
+bench:       ## every benchmark, one after another, numbers in runs/bench/; ONLY="step padding" picks some, ARGS are theirs
 	@$(install) cpu dev bench
+	@mkdir -p runs/bench
 	@for benchmark in $(ONLY); do \
-	   echo "==== $$benchmark"; $(bin)/python "benchmarks/$$benchmark.py" $(ARGS); done
+	   echo "==== $$benchmark"; $(bin)/python "benchmarks/$$benchmark.py" --json "runs/bench/$$benchmark.json" $(ARGS); done
 
 clean:       ## caches and build results; data/, models/, runs/ and VENV stay
 	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist ./*.egg-info
