@@ -8,7 +8,6 @@ sampler in a fresh process, as every rank but the first does, and draws global b
 
 import argparse
 import json
-import json
 import multiprocessing
 import resource
 import tempfile
