@@ -82,8 +82,8 @@ SYSTEMS: dict[str, System] = {
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs of one table. `tolerance`: relative difference of the first losses that rounding alone explains (bfloat16: 1.2 and 2.6 %
-    between systems, texts of 512 tokens, temperature .02)."""
+    """Inputs of one table. `tolerance`: relative difference of the first losses that rounding alone explains (bfloat16: 1.2 and
+    2.6 % between systems, texts of 512 tokens, temperature .02)."""
 
     name: str
     title: str
