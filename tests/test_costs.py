@@ -246,7 +246,7 @@ def test_activations_against_memory_of_ranks(system: str, kept: int, tolerance: 
 
     A rank's 64 texts hold 3,900 to 4,050 tokens: eight micro-batches.
     """
-    measured = results("step.json")["cases"]["A"]["systems"][system]["training_mib"] * 2**20
+    measured = results("step.json")["A"]["systems"][system]["training_mib"] * 2**20
     tokens = min(kept, 3975)
     formula = activation_bytes(Widths(256, 704, 4), 512, tokens, 512, 4, checkpointing=False)
     assert formula == pytest.approx(measured, rel=tolerance)
