@@ -15,22 +15,21 @@ import numpy as np
 from hybrid_scale import dist
 from hybrid_scale.data.records import RetrievalSet
 from hybrid_scale.errors import DataError, describe
-from hybrid_scale.retrieval import bias
 from hybrid_scale.retrieval.baselines_bm25 import Bm25, Tokenizer, rank_by_scores
 from hybrid_scale.retrieval.baselines_encoder import Encoder, encode_set
 from hybrid_scale.retrieval.baselines_languages import Removal, fit_and_remove
 from hybrid_scale.retrieval.evaluate import (
     drops_own_id,
     evaluate,
-    facts,
+    first_languages,
     judge,
     languages_of,
     own_passages,
     positive,
+    tabulate,
     write_per_query,
 )
 from hybrid_scale.retrieval.index import Shard
-from hybrid_scale.retrieval.measures import matrix, summarise
 from hybrid_scale.retrieval.vectors import open_embeddings
 from hybrid_scale.runs import RunDirectory, atomic_path, write_json, write_text
 
@@ -73,14 +72,11 @@ def _bm25(task: RetrievalSet, path: Path, tokenizer: Tokenizer | None) -> dict[s
     above, scores, numbers = rank_by_scores(index.scores, qrels, language, len(languages), own, TOP_K)
     numbers[np.isneginf(scores)] = -1
     judged = judge(task, above, own[qrels[:, 0]] != qrels[:, 1])
-    result = facts(task, judged) | summarise(judged, len(task.corpus))
-    first = np.where(numbers[:, 0] >= 0, language[numbers[:, 0]], -1)
-    shape = (len(judged.query_languages), len(languages))
-    top = bias.top_language_shares(judged.query_language[first >= 0], first[first >= 0], *shape)
+    first = first_languages(task, numbers)
     write_per_query(path.with_suffix(".parquet"), task, judged, first)
     dropped = {"own_ids_dropped": int((own >= 0).sum())} if drop else {}
     baseline = {"name": "bm25", "kind": "bm25", "settings": index.tokenizer.settings, "fitted_on": "the corpus"}
-    result |= {"top1_language_matrix": matrix(judged, top), **dropped, "baseline": baseline}
+    result = {**tabulate(task, judged, first), **dropped, "baseline": baseline}
     write_json(path, result)
     return result
 

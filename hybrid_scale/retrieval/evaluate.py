@@ -75,12 +75,22 @@ def outcome(
     Raises RunError when the two disagree.
     """
     _check_agreement(numbers, positive(task)[:, 1], judged)
-    passage_language = languages_of(task, task.corpus)[1]
-    first = np.where(numbers[:, 0] >= 0, passage_language[numbers[:, 0]], -1)
+    first = first_languages(task, numbers)
     if run_file is not None:
         dist.first_rank_does(lambda: trec.write_run(run_file, task, scores, numbers))
     if per_query_file is not None:
         dist.first_rank_does(lambda: write_per_query(per_query_file, task, judged, first))
+    return tabulate(task, judged, first)
+
+
+def first_languages(task: RetrievalSet, numbers: np.ndarray) -> np.ndarray:
+    """[Q] number of the language of each query's first result of [Q, k], -1 where it has none."""
+    language = languages_of(task, task.corpus)[1]
+    return np.where(numbers[:, 0] >= 0, language[numbers[:, 0]], -1)
+
+
+def tabulate(task: RetrievalSet, judged: Judged, first: np.ndarray) -> dict[str, Any]:
+    """All numbers of a set. No communication."""
     some = first >= 0
     shape = (len(judged.query_languages), len(judged.passage_languages))
     top = bias.top_language_shares(judged.query_language[some], first[some], *shape)
