@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[2]
 TRAINER = """
 import json, os, sys, pathlib, time
 directory = pathlib.Path(sys.argv[1]); how = sys.argv[2]
-def status(word, **facts): (directory / "status.json").write_text(json.dumps({"status": word, **facts}))
+def status(word, **facts):  # whole or not at all, as the trainer's
+    (directory / "status.part").write_text(json.dumps({"status": word, **facts}))
+    os.replace(directory / "status.part", directory / "status.json")
 print("hello from", directory.name, "world", os.environ["HS_EXPECT_WORLD"], flush=True)
 if how == "silent": sys.exit(7)
 status("running")
