@@ -15,9 +15,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hybrid_scale.speed import CALIBRATION, Calibration
-from tests.published_peaks import PEAKS, predicted_peak
-from tests.published_times import FIRST_HALF, SECOND_HALF, TIMINGS, calibrate, predicted_seconds, relative_error
+from hybrid_scale.planning.speed import CALIBRATION, Calibration
+from tests.planning.published_peaks import PEAKS, predicted_peak
+from tests.planning.published_times import FIRST_HALF, SECOND_HALF, TIMINGS, calibrate, predicted_seconds, relative_error
 
 
 def memory_rows() -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@
     python launch/baselines.py data/xquad_r --out baselines --embeddings vectors/me5-small --remove language_mean lir:1
 
 Each result is OUT/NAME/eval/SET.json, as a run directory has it. --remove adds, for every encoder and every folder of vectors,
-the same vectors after that removal (hybrid_scale/retrieval/baselines_languages.py says what it is fitted on). The twelve parts of
+the same vectors after that removal (hybrid_scale/retrieval/baselines/languages.py says what it is fitted on). The twelve parts of
 CQADupStack are also averaged into one result. Encoders divide the corpus over the processes of `accelerate launch`.
 """
 
@@ -18,10 +18,10 @@ from typing import Any
 from hybrid_scale import dist
 from hybrid_scale.data.records import RetrievalSet
 from hybrid_scale.errors import ConfigError, HybridScaleError, describe
-from hybrid_scale.retrieval import baselines
-from hybrid_scale.retrieval.baselines_bm25 import Tokenizer
-from hybrid_scale.retrieval.baselines_encoder import POOLINGS, Encoder, EncoderOptions
-from hybrid_scale.retrieval.baselines_languages import parse
+from hybrid_scale.retrieval.baselines import run as baselines
+from hybrid_scale.retrieval.baselines.bm25 import Tokenizer
+from hybrid_scale.retrieval.baselines.languages import parse
+from hybrid_scale.retrieval.published_encoder import POOLINGS, Encoder, EncoderOptions
 
 COLUMNS = ("ndcg@10", "recall@100", "mono_map", "cross_map", "multi_map", "rank_distance")
 

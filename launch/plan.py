@@ -18,9 +18,9 @@ from typing import Any
 
 from hybrid_scale.config import RunConfig, load_config, read_yaml
 from hybrid_scale.errors import ConfigError, HybridScaleError, describe
-from hybrid_scale.forecast import Texts, text_lengths
-from hybrid_scale.hardware import GPUS, INTERCONNECTS, Cluster, make_cluster
-from hybrid_scale.planner import best_run
+from hybrid_scale.planning.forecast import Texts, text_lengths
+from hybrid_scale.planning.hardware import GPUS, INTERCONNECTS, Cluster, make_cluster
+from hybrid_scale.planning.planner import best_run
 from hybrid_scale.study.estimate import StudyEstimate, as_values, estimate, memory_table, run_text, study_text
 from hybrid_scale.study.grid import plan_study
 

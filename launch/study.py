@@ -26,12 +26,12 @@ from hybrid_scale.errors import ConfigError, HybridScaleError, RunError, describ
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.study.evaluation import settle
 from hybrid_scale.study.grid import Plan, plan_study
-from hybrid_scale.study.local import Progress, accelerate_command, evaluate_command, run_study
-from hybrid_scale.study.queue import COLLECT, View, cancel, known, look, submit
+from hybrid_scale.study.jobs.local import Progress, accelerate_command, evaluate_command, run_study
+from hybrid_scale.study.jobs.queue import COLLECT, View, cancel, known, look, submit
+from hybrid_scale.study.jobs.site import load_site
+from hybrid_scale.study.jobs.slurm import SlurmError
+from hybrid_scale.study.jobs.state import TO_START_AGAIN
 from hybrid_scale.study.settings import Site
-from hybrid_scale.study.site import load_site
-from hybrid_scale.study.slurm import SlurmError
-from hybrid_scale.study.state import TO_START_AGAIN
 
 PLANS = ("expand", "submit", "resubmit", "cancel", "status", "run", "report")
 
@@ -174,7 +174,9 @@ def progress(view: View) -> str:
 
 
 def report(plan: Plan) -> int:
-    from hybrid_scale.study.report import report as write_report  # pandas and matplotlib: a second that `status` needn't wait
+    from hybrid_scale.study.report.page import (
+        report as write_report,  # pandas and matplotlib: a second that `status` needn't wait
+    )
 
     print(write_report(plan))
     return 0

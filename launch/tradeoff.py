@@ -4,9 +4,9 @@
     python launch/tradeoff.py vectors/me5-small data/xquad_r --out DIR --variants flat:fp32 sq:8 rabitq+rescore:4 --questions 200
 
 EMBEDDINGS holds corpus.npy, corpus_ids.txt, queries.npy and queries_ids.txt. Writes tradeoff.json, tradeoff.csv, tradeoff.html.
-One process, --threads threads. Variants and their names: hybrid_scale/retrieval/tradeoff_variants.py; measures and verdicts:
-hybrid_scale/retrieval/tradeoff.py. A variant of the default list that can't run here (no GPU) is listed with the reason; one that
-was asked for by name is an error.
+One process, --threads threads. Variants and their names: hybrid_scale/retrieval/tradeoff/variants.py; measures and verdicts:
+hybrid_scale/retrieval/tradeoff/run.py. A variant of the default list that can't run here (no GPU) is listed with the reason;
+one that was asked for by name is an error.
 """
 
 import argparse
@@ -16,8 +16,9 @@ from pathlib import Path
 from hybrid_scale import dist
 from hybrid_scale.data.records import RetrievalSet
 from hybrid_scale.errors import DataError, HybridScaleError, describe
-from hybrid_scale.retrieval import tradeoff, tradeoff_report
-from hybrid_scale.retrieval.tradeoff_variants import defaults, parse
+from hybrid_scale.retrieval.tradeoff import report as tradeoff_report
+from hybrid_scale.retrieval.tradeoff import run as tradeoff
+from hybrid_scale.retrieval.tradeoff.variants import defaults, parse
 from hybrid_scale.retrieval.vectors import open_embeddings
 
 

@@ -17,28 +17,31 @@ ROOT = Path(__file__).resolve().parent.parent
 MINIMUM_MODULES = 25
 """Far fewer than there are: guards against a walk that finds nothing."""
 
-PLANNING = ("architecture", "hardware", "costs", "speed", "forecast", "planner")
-GROUND = ("errors", "config", "runs", *PLANNING, "dist", "statistics")
+PLANNING = tuple(f"planning.{name}" for name in ("architecture", "hardware", "costs", "speed", "forecast", "planner"))
+"""In their order: each may import those before it."""
+PLAIN = ("errors", "config", "runs", *PLANNING, "statistics")
+"""The ground without torch."""
+GROUND = (*PLAIN, "dist")
+MATERIALS = (*GROUND, "data", "model")
+STUDY = ("study", "study.jobs", "study.results", "study.report")
+"""In their order, as PLANNING."""
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
     "config": ("errors",),
     "runs": ("errors", "config"),
-    "architecture": ("errors",),
-    "hardware": ("errors",),
-    "costs": ("errors", "config", "architecture"),
-    "speed": ("errors", "config", "architecture", "hardware", "costs"),
-    "forecast": ("errors", "config", "architecture", "hardware", "costs", "speed"),
-    "planner": ("errors", "config", "costs", "hardware", "speed", "forecast"),
+    **{part: ("errors", "config", *PLANNING[:level]) for level, part in enumerate(PLANNING)},
     "dist": ("errors", "config"),
     "statistics": ("errors",),
     "data": (*GROUND, "data"),
     "model": (*GROUND, "model"),
-    "train": (*GROUND, "data", "model", "train"),
-    "retrieval": (*GROUND, "data", "model", "retrieval"),
-    "study": ("errors", "config", "runs", *PLANNING, "statistics", "study"),
-    "launch": (*GROUND, "data", "model", "train", "retrieval", "study"),
+    "train": (*MATERIALS, "train"),
+    "retrieval": (*MATERIALS, "retrieval"),
+    "retrieval.baselines": (*MATERIALS, "retrieval", "retrieval.baselines"),
+    "retrieval.tradeoff": (*MATERIALS, "retrieval", "retrieval.tradeoff"),
+    **{part: (*PLAIN, *STUDY[: level + 1]) for level, part in enumerate(STUDY)},
+    "launch": (*MATERIALS, "train", "retrieval", "retrieval.baselines", "retrieval.tradeoff", *STUDY),
 }
-"""Part -> the parts it may import. Nothing may import `launch`, not even `launch`."""
+"""Part -> the parts it may import; a module belongs to the longest name that fits. Nothing imports `launch`, itself included."""
 
 HOMES: dict[str, tuple[str, ...]] = {
     "deepspeed": ("hybrid_scale/train/engine.py", "hybrid_scale/model/stream.py"),
@@ -46,8 +49,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "torch.distributed": ("hybrid_scale/dist.py",),
     "faiss": (
         "hybrid_scale/retrieval/index.py",
-        "hybrid_scale/retrieval/tradeoff_indexes.py",
-        "hybrid_scale/retrieval/tradeoff_variants.py",
+        "hybrid_scale/retrieval/tradeoff/indexes.py",
+        "hybrid_scale/retrieval/tradeoff/variants.py",
     ),
     "bitsandbytes": ("hybrid_scale/model/",),
     "peft": ("hybrid_scale/model/",),
@@ -57,13 +60,19 @@ HOMES: dict[str, tuple[str, ...]] = {
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 TORCH_FREE = (
-    *PLANNING,
-    *("errors", "config", "runs", "statistics", "study", "retrieval.metrics", "retrieval.bias"),
+    *(*PLAIN, "study", "retrieval.metrics", "retrieval.bias"),
     *("retrieval.measures", "retrieval.trec", "retrieval.store", "retrieval.stored"),
     *("data.records", "data.sampler", "data.strata", "data.shuffle", "data.partition", "data.sources"),
 )
 """Modules (or packages with all they hold) that work on a login node without torch."""
 BLOCKED = ("torch", "transformers", "deepspeed", "accelerate", "peft", "bitsandbytes", "faiss")
+
+
+def part_of(name: str) -> str:
+    """The row of MAY_IMPORT that a module belongs to, by its dotted name; without a row: its folder, or itself."""
+    inside = name.removeprefix("hybrid_scale.")
+    rows = [row for row in MAY_IMPORT if f"{inside}.".startswith(f"{row}.")]
+    return max(rows, key=len, default=inside.split(".")[0])
 
 
 @dataclass(frozen=True)
@@ -76,9 +85,7 @@ class Module:
 
     @property
     def part(self) -> str:
-        """The row of MAY_IMPORT: a ground module, a package of hybrid_scale, or launch."""
-        names = self.name.split(".")
-        return names[1] if names[0] == "hybrid_scale" and len(names) > 1 else names[0]
+        return part_of(self.name)
 
 
 @dataclass(frozen=True)
@@ -134,10 +141,9 @@ def floor_faults(modules: list[Module]) -> list[str]:
                 faults.append(f"{where}: relative import of {found.name}; write the whole path")
             if first not in ("hybrid_scale", "launch"):
                 continue
-            part = [*target.split("."), ""][1] if first == "hybrid_scale" else first
             if allowed is None:
                 faults.append(f"{where}: '{module.part}' has no row in MAY_IMPORT")
-            elif part not in allowed:
+            elif part_of(target) not in allowed:
                 faults.append(f"{where}: '{module.part}' may not import {target}")
     return faults
 
@@ -301,6 +307,12 @@ def write_tree(root: Path, **sources: str) -> list[Module]:
         ("train__loop", "import hybrid_scale.retrieval.index", "'train' may not import hybrid_scale.retrieval.index"),
         ("study__grid", "def f():\n    from hybrid_scale.dist import rank", "'study' may not import hybrid_scale.dist"),
         ("study__grid", "from hybrid_scale.data.records import x", "'study' may not import hybrid_scale.data.records"),
+        ("planning__costs", "import hybrid_scale.planning.speed", "'planning.costs' may not import hybrid_scale.planning.speed"),
+        (
+            "study__jobs__queue",
+            "import hybrid_scale.study.report.svg",
+            "'study.jobs' may not import hybrid_scale.study.report.svg",
+        ),
         ("config", "from hybrid_scale import runs", "'config' may not import hybrid_scale"),
         ("train__loop", "from launch.train import main", "'train' may not import launch.train"),
         ("launch__train", "import launch.plan", "'launch' may not import launch.plan"),

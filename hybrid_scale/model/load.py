@@ -19,13 +19,13 @@ from torch import nn  # noqa: E402
 from transformers import AutoConfig, AutoModel, PretrainedConfig  # noqa: E402
 
 from hybrid_scale.config import LoraSettings, ModelSettings  # noqa: E402
-from hybrid_scale.costs import ParameterCounts  # noqa: E402
 from hybrid_scale.errors import ModelError, describe  # noqa: E402
 from hybrid_scale.model import packing  # noqa: E402
 from hybrid_scale.model.embedder import Embedder  # noqa: E402
 from hybrid_scale.model.nf4 import nf4  # noqa: E402
 from hybrid_scale.model.quantise import check_written  # noqa: E402
 from hybrid_scale.model.stream import load_sharded  # noqa: E402
+from hybrid_scale.planning.costs import ParameterCounts  # noqa: E402
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 

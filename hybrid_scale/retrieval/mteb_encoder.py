@@ -19,8 +19,8 @@ from hybrid_scale.config import RunConfig
 from hybrid_scale.data.text import Role, TextEncoder, load_text_encoder
 from hybrid_scale.errors import ModelError, describe
 from hybrid_scale.model.load import load_embedder
-from hybrid_scale.retrieval.baselines_encoder import Encoder, EncoderOptions
 from hybrid_scale.retrieval.encode import Embed
+from hybrid_scale.retrieval.published_encoder import Encoder, EncoderOptions
 
 Encode = Callable[[Role, list[str]], np.ndarray]
 """Texts in a role -> unit vectors float32 [n, D]."""

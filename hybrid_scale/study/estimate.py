@@ -11,9 +11,9 @@ from typing import Any
 
 from hybrid_scale.config import RunConfig
 from hybrid_scale.errors import HybridScaleError
-from hybrid_scale.forecast import RunPlan, Texts, gib
-from hybrid_scale.hardware import Cluster
-from hybrid_scale.planner import best_run, nearest_fit, plan_run
+from hybrid_scale.planning.forecast import RunPlan, Texts, gib
+from hybrid_scale.planning.hardware import Cluster
+from hybrid_scale.planning.planner import best_run, nearest_fit, plan_run
 
 COSTLESS = {
     "run": True,

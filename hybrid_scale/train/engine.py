@@ -17,9 +17,9 @@ from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
 from hybrid_scale import dist
 from hybrid_scale.config import OptimizerSettings, RunConfig
-from hybrid_scale.costs import MemoryNeed, smallest_shard_group
 from hybrid_scale.errors import ConfigError, RunError, describe
 from hybrid_scale.model.embedder import Embedder
+from hybrid_scale.planning.costs import MemoryNeed, smallest_shard_group
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 JOINED_AT_ONCE = 2**24

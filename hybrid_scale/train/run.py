@@ -17,16 +17,16 @@ import numpy as np
 import torch
 
 from hybrid_scale import dist
-from hybrid_scale.architecture import find
 from hybrid_scale.config import RunConfig, dump_config
-from hybrid_scale.costs import MemoryNeed, ParameterCounts, Widths, memory_need, static_bytes
 from hybrid_scale.data.records import Pairs
 from hybrid_scale.data.sampler import HybridSampler
 from hybrid_scale.data.text import TextEncoder, length_table, load_text_encoder
 from hybrid_scale.errors import ConfigError, ModelError, describe
-from hybrid_scale.forecast import read_zero
 from hybrid_scale.model.load import DTYPES, count_parameters, load_embedder
 from hybrid_scale.model.shape import read_shape
+from hybrid_scale.planning.architecture import find
+from hybrid_scale.planning.costs import MemoryNeed, ParameterCounts, Widths, memory_need, static_bytes
+from hybrid_scale.planning.forecast import read_zero
 from hybrid_scale.runs import RunDirectory, read_json, write_json
 from hybrid_scale.train import checkpoint, resume
 from hybrid_scale.train.checkpoint import Checkpoints

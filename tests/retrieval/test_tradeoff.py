@@ -11,9 +11,9 @@ import pytest
 
 from hybrid_scale.data.records import Judgment, Passage, Query, Record, RetrievalSet, write_retrieval
 from hybrid_scale.errors import DataError
-from hybrid_scale.retrieval import tradeoff
 from hybrid_scale.retrieval.index import Shard, search
-from hybrid_scale.retrieval.tradeoff_variants import defaults, parse
+from hybrid_scale.retrieval.tradeoff import run as tradeoff
+from hybrid_scale.retrieval.tradeoff.variants import defaults, parse
 from launch import tradeoff as door
 
 PASSAGES, DIMENSIONS = 400, 32

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from hybrid_scale.study.grid import Plan, plan_study
-from tests.study.clusters import NOTES
 from tests.study.fabricate import write_study
-from tests.study.fakeslurm import ARMS, MODELS, FakeSlurm
+from tests.study.jobs.clusters import NOTES
+from tests.study.jobs.fakeslurm import ARMS, MODELS, FakeSlurm
 from tests.test_floors import ROOT
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from hybrid_scale.config import RunConfig, validate
 from hybrid_scale.errors import ConfigError
-from hybrid_scale.forecast import Texts
-from hybrid_scale.hardware import make_cluster
-from hybrid_scale.planner import plan_run
+from hybrid_scale.planning.forecast import Texts
+from hybrid_scale.planning.hardware import make_cluster
+from hybrid_scale.planning.planner import plan_run
 from hybrid_scale.study.estimate import as_values, estimate, run_text, study_text
 from tests.test_floors import ROOT
 

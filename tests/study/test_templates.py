@@ -7,8 +7,8 @@ import pytest
 
 from hybrid_scale.config import read_yaml
 from hybrid_scale.study.grid import plan_study
+from hybrid_scale.study.jobs.site import load_site, sbatch_options
 from hybrid_scale.study.settings import Site
-from hybrid_scale.study.site import load_site, sbatch_options
 from tests.test_floors import ROOT
 
 CONFIGS = ROOT / "launch" / "configs"

@@ -14,9 +14,9 @@ import torch
 
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig
-from hybrid_scale.costs import MemoryNeed, ParameterCounts
 from hybrid_scale.errors import ConfigError
 from hybrid_scale.model.load import load_embedder
+from hybrid_scale.planning.costs import MemoryNeed, ParameterCounts
 from hybrid_scale.train.engine import make_accelerator, make_engine, read_deepspeed_config, shard_group, zero_stage
 from hybrid_scale.train.gradcache import forward_backward
 from hybrid_scale.train.loop import build_share, plan_step

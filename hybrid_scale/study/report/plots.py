@@ -1,0 +1,226 @@
+"""The report's figures, each with its caption and the data behind it.
+
+Draws what it is given; which runs count was decided in `scores`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from hybrid_scale.study.report import svg
+from hybrid_scale.study.results.scores import Arm, Metric, Score
+
+WIDTH, HEIGHT = 440, 330
+LABEL_GAP = 0.055
+"""Least distance of two direct labels, as a share of the axes' height."""
+CURVE_POINTS = 400
+"""Most points of one run's curve; longer ones are averaged in bins."""
+
+STOPS = tuple(
+    ((0, 1 / 3, 2 / 3, 1), tuple(channel / 255 for channel in channels))
+    for channels in zip((242, 246, 250), (156, 195, 224), (61, 134, 191), (8, 55, 107), strict=True)
+)
+"""Pale to deep blue, a scale for each channel."""
+LEFT, TOP, CELL = 44, 38, (33, 29)
+"""Of a heat map: where the cells begin, their width and height."""
+DARK_TEXT, LIGHT_TEXT = "#101418", "#ffffff"
+EQUAL_CONTRAST = 0.185
+"""Relative luminance (WCAG 2) on which the two texts are equally readable."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    key: str
+    title: str
+    caption: str
+    svg: str
+    data: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Look:
+    colour: str
+    marker: str
+
+
+def looks(arms: Sequence[str]) -> dict[str, Look]:
+    """A colour and a marker for each arm, the same in every figure."""
+    colours, markers = svg.ARM_COLOURS, svg.ARM_MARKERS
+    # The marker moves on once more after each round of colours, so that no pair repeats before 64 arms.
+    return {arm: Look(colours[n % 8], markers[(n + n // 8) % 8]) for n, arm in enumerate(arms)}
+
+
+def trade_off(key: str, arms: Sequence[Arm], look: Mapping[str, Look]) -> Plot | None:
+    """Mono against cross mAP, one mark an arm, small ones for its seeds."""
+    shown = [arm for arm in arms if {"mono_map", "cross_map"} <= set(arm.scores)]
+    if not shown:
+        return None
+    title = "Monolingual against cross-lingual retrieval"
+    with svg.canvas(WIDTH, HEIGHT) as (figure, axes):
+        for arm in shown:
+            _point(axes, arm, look[arm.name])
+        axes.set(xlabel="mono mAP  (better \N{RIGHTWARDS ARROW})", ylabel="cross mAP  (better \N{RIGHTWARDS ARROW})")
+        axes.margins(x=0.12, y=0.14)
+        keep_apart(axes, [(arm.name, arm.scores["mono_map"].mean, arm.scores["cross_map"].mean) for arm in shown], look)
+        caption = "Up and to the right is better. Large marks: means over finished seeds; small marks: single seeds."
+        drawn = svg.inline(figure, key, title, caption)
+    rows = [
+        {"arm": arm.name, "seed": seed, "mono_map": value, "cross_map": arm.scores["cross_map"].by_seed.get(seed)}
+        for arm in shown
+        for seed, value in arm.scores["mono_map"].by_seed.items()
+    ]
+    return Plot(key, title, caption, drawn, pd.DataFrame(rows))
+
+
+def _point(axes: Axes, arm: Arm, look: Look) -> None:
+    mono, cross = arm.scores["mono_map"], arm.scores["cross_map"]
+    if len(mono.by_seed) > 1:
+        seeds = [seed for seed in mono.by_seed if seed in cross.by_seed]
+        pairs = [(mono.by_seed[seed], cross.by_seed[seed]) for seed in seeds]
+        axes.plot(*zip(*pairs, strict=True), look.marker, color=look.colour, markersize=4, alpha=0.45, markeredgewidth=0)
+    axes.plot(mono.mean, cross.mean, look.marker, color=look.colour, markersize=10, markeredgecolor=svg.PAPER)
+
+
+def keep_apart(axes: Axes, labels: Sequence[tuple[str, float, float]], look: Mapping[str, Look]) -> None:
+    """Write each name right of its point; names that would touch are moved up or down, with a line to the point.
+
+    Linear and logarithmic axes alike: places are computed where the axes are linear.
+    """
+    across, up = axes.xaxis.get_transform(), axes.yaxis.get_transform()
+    xs = across.transform(np.array([x for _, x, _ in labels]))
+    left, right = across.transform(np.array(axes.get_xlim()))
+    axes.set_xlim(*across.inverted().transform(np.array([left, right + 0.3 * (right - left)])))
+    low, high = up.transform(np.array(axes.get_ylim()))
+    gap = LABEL_GAP * (high - low)
+    ys = up.transform(np.array([y for _, _, y in labels]))
+    placed = spread_apart(ys, gap)
+    axes.set_ylim(*up.inverted().transform(np.array([min(low, min(placed) - gap), max(high, max(placed) + gap)])))
+    texts = zip(across.inverted().transform(xs + 0.05 * (right - left)), up.inverted().transform(np.array(placed)), strict=True)
+    for (name, x, y), before, height, at in zip(labels, ys, placed, texts, strict=True):
+        moved = abs(height - before) > 0.3 * gap
+        arrow = {"arrowstyle": "-", "color": svg.MUTED, "linewidth": 0.7, "shrinkB": 6} if moved else None
+        style = {"color": look[name].colour, "va": "center", "fontweight": "bold", "arrowprops": arrow}
+        axes.annotate(name, (x, y), xytext=at, **style)  # type: ignore[arg-type]
+
+
+def spread_apart(heights: Sequence[float] | np.ndarray, gap: float) -> list[float]:
+    """`heights` moved as little as a few passes need to leave `gap` between any two; the order is kept."""
+    order = np.argsort(heights, kind="stable")
+    placed = np.array(heights, dtype=float)[order]
+    for _ in range(100):
+        overlap = gap - np.diff(placed)
+        if (overlap <= 1e-9).all():
+            break
+        for at in np.flatnonzero(overlap > 0):
+            push = max(0.0, gap - (placed[at + 1] - placed[at])) / 2
+            placed[at] -= push
+            placed[at + 1] += push
+    result = np.empty_like(placed)
+    result[order] = placed
+    return [float(height) for height in result]
+
+
+def bars(key: str, arms: Sequence[Arm], metric: Metric, look: Mapping[str, Look], untrained: Score | None) -> Plot | None:
+    """One horizontal bar an arm, its value written beside it, dots for its seeds."""
+    shown = [(arm.name, arm.scores[metric.key], look[arm.name].colour) for arm in arms if metric.key in arm.scores]
+    if not shown:
+        return None
+    if untrained is not None:
+        shown.append(("untrained", untrained, svg.MUTED))
+    better = "higher" if metric.higher_is_better else "lower"
+    title = metric.label
+    with svg.canvas(WIDTH, 70 + 34 * len(shown)) as (figure, axes):
+        most = max(max(score.by_seed.values()) for _, score, _ in shown)
+        for row, (_, score, colour) in enumerate(shown):
+            axes.barh(row, score.mean, height=0.62, color=colour, alpha=0.9)
+            reach = score.mean
+            if len(score.by_seed) > 1 and colour != svg.MUTED:
+                values = list(score.by_seed.values())
+                axes.plot(values, [row] * len(values), "o", color=svg.INK, markersize=4, markeredgecolor=svg.PAPER)
+                reach = max(values)
+            axes.text(reach + 0.015 * most, row, metric.show(score.mean), va="center", fontweight="bold")
+        axes.set_yticks(range(len(shown)), [name for name, _, _ in shown])
+        axes.set(xlim=(0, 1.18 * most), xlabel=f"{metric.label} ({better} is better)")
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        caption = f"Means over finished seeds ({better} is better); dots: single seeds."
+        drawn = svg.inline(figure, key, title, caption)
+    rows = [{"arm": name, "seed": seed, metric.key: value} for name, score, _ in shown for seed, value in score.by_seed.items()]
+    return Plot(key, title, caption, drawn, pd.DataFrame(rows))
+
+
+def heat_map(key: str, title: str, matrix: pd.DataFrame, limits: tuple[float, float]) -> Plot:
+    """Rows: query languages; columns: passage languages; values in hundredths, on a colour scale that arms share."""
+    values, (low, high) = matrix.to_numpy(dtype=float), limits
+    shade = np.clip((values - low) / (high - low if high > low else 1.0), 0, 1)
+    colours = np.stack([np.interp(np.nan_to_num(shade), *STOPS[channel]) for channel in range(3)], -1)
+    cells = [
+        _cell(row, column, value, colours[row, column], bool(matrix.index[row] == matrix.columns[column]))
+        for (row, column), value in np.ndenumerate(values)
+    ]
+    parts = [*_cell_names(list(map(str, matrix.index)), list(map(str, matrix.columns))), *cells]
+    size = (LEFT + CELL[0] * values.shape[1] + 4, TOP + CELL[1] * values.shape[0] + 4)
+    described = "A matrix in hundredths; rows: queries in a language, columns: passages in a language."
+    drawn = svg.element("".join(parts), key, title, described, *size)
+    long = matrix.rename_axis("query_language").reset_index().melt("query_language", var_name="passage_language")
+    return Plot(key, title, "", drawn, long)
+
+
+def _cell_names(rows: Sequence[str], columns: Sequence[str]) -> Iterator[str]:
+    """Languages beside and above the cells, and what they are."""
+    for n, name in enumerate(rows):
+        yield svg.text(LEFT - 6, TOP + CELL[1] * (n + 0.5), name, svg.MUTED, "end")
+    for n, name in enumerate(columns):
+        yield svg.text(LEFT + CELL[0] * (n + 0.5), TOP - 10, name, svg.MUTED)
+    yield svg.text(LEFT + CELL[0] * len(columns) / 2, 9, "passages in", svg.MUTED)
+    middle = TOP + CELL[1] * len(rows) / 2
+    yield svg.text(9, middle, "queries in", svg.MUTED, turned=True)
+
+
+def _cell(row: int, column: int, value: float, colour: np.ndarray, same_language: bool) -> str:
+    x, y = LEFT + CELL[0] * column, TOP + CELL[1] * row
+    known = not np.isnan(value)
+    text_colour = (DARK_TEXT if _luminance(colour) > EQUAL_CONTRAST else LIGHT_TEXT) if known else svg.MUTED
+    shown = f"{100 * value:.0f}" if known else "\N{EN DASH}"
+    text = svg.text(x + CELL[0] / 2, y + CELL[1] / 2, shown, text_colour, bold=same_language)
+    return (svg.box(x + 0.5, y + 0.5, CELL[0] - 1, CELL[1] - 1, colour) if known else "") + text
+
+
+def _luminance(colour: np.ndarray) -> float:
+    """WCAG 2 relative luminance of an sRGB colour in 0..1."""
+    channels = np.where(colour[:3] <= 0.04045, colour[:3] / 12.92, ((colour[:3] + 0.055) / 1.055) ** 2.4)
+    return float(channels @ (0.2126, 0.7152, 0.0722))
+
+
+def curves(key: str, title: str, caption: str, table: pd.DataFrame, y: str, label: str, look: Mapping[str, Look]) -> Plot | None:
+    """`y` over steps. `table`: arm, seed, step, y. Thin lines: seeds; thick: the arm's running mean; names at the ends."""
+    table = table.dropna(subset=[y])
+    if table.empty:
+        return None
+    with svg.canvas(WIDTH, HEIGHT) as (figure, axes):
+        ends = []
+        for arm, rows in table.groupby("arm", sort=False):
+            colour = look[str(arm)].colour
+            for _, of_seed in rows.groupby("seed"):
+                axes.plot(of_seed["step"], of_seed[y], color=colour, alpha=0.3, linewidth=0.9)
+            mean = rows.groupby("step")[y].mean()
+            smooth = mean.rolling(max(1, len(mean) // 25), min_periods=1, center=True).mean()
+            axes.plot(smooth.index, smooth, color=colour, marker=look[str(arm)].marker if len(smooth) <= 20 else "", markersize=5)
+            ends.append((str(arm), float(smooth.index[-1]), float(smooth.iloc[-1])))
+        axes.set(xlabel="step", ylabel=label)
+        axes.margins(x=0.01)
+        keep_apart(axes, ends, look)
+        axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= table["step"].max()])  # none below the names
+        drawn = svg.inline(figure, key, title, caption)
+    return Plot(key, title, caption, drawn, table)
+
+
+def thinned(curve: pd.DataFrame, y: str) -> pd.DataFrame:
+    """One run's curve in at most CURVE_POINTS bins of equally many steps, each shown at its last step."""
+    if len(curve) <= CURVE_POINTS:
+        return curve
+    bins = np.arange(len(curve)) * CURVE_POINTS // len(curve)
+    return curve.groupby(bins).agg({**dict.fromkeys(curve.columns, "last"), y: "mean"})

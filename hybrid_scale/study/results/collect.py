@@ -1,0 +1,258 @@
+"""Run directories -> tidy tables: the runs, their evaluations, their training curves.
+
+Every run of the plan appears, whatever became of it: what can't be read or contradicts itself is told with its reason, and no
+other run suffers. Knows neither how runs are started nor how results are shown.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hybrid_scale.config import RunConfig
+from hybrid_scale.errors import HybridScaleError, RunError, describe
+from hybrid_scale.runs import RunDirectory, atomic_path, read_json
+from hybrid_scale.study.evaluation import failures
+from hybrid_scale.study.grid import Plan, PlannedRun
+from hybrid_scale.study.groups import groups
+from hybrid_scale.study.jobs.state import read_status
+from hybrid_scale.study.results.queries import contradiction, read_queries
+from hybrid_scale.study.results.usage import COST_COLUMNS, cost
+
+VALUE_COLUMNS = ("run", "task", "step", "final", "metric", "language", "passage_language", "value", "doubt")
+CURVE_COLUMNS = ("run", "step", "loss", "learning_rate", "gradient_norm", "seconds")
+MATRICES = ("map_matrix", "top1_language_matrix")
+NUMBERS = ("alpha", "size", "lora_rank", *(name for name, kind in COST_COLUMNS.items() if kind is float))
+"""Columns of `runs` that are float64 even where no run has one."""
+TEXTS = ("model", "data", "reason", "notes", "device", "not_predicted")
+"""Columns of `runs` that are strings even where no run has one."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    runs: pd.DataFrame
+    """One row a run: identity, status with reason, notes, key settings, measured and predicted cost (usage.COST_COLUMNS)."""
+    values: pd.DataFrame
+    """One row a measured value (VALUE_COLUMNS). `language` is null for a mean over languages; `passage_language` is set in
+    the matrices alone; `final` tells the evaluation of the finished model from those during training; `doubt` says why a value
+    must not count (null: nothing speaks against it)."""
+    curves: pd.DataFrame
+    """One row a logged step (CURVE_COLUMNS)."""
+
+
+@dataclass
+class _Read:
+    """What a run directory holds; `broken` what couldn't be read, `notes` what a reader has to know."""
+
+    config: RunConfig
+    status: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    values: list[dict[str, Any]] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def collect(plan: Plan) -> Collected:
+    """Read every run of the plan. What is wrong with a run is in its row: `status` "broken" with its `reason`, or `notes`."""
+    found = [_read(plan, run) for run in plan.runs]
+    labels = groups(plan, [read.config for read in found])
+    rows = [_run_row(plan, run, read, group, series) for run, read, (group, series) in zip(plan.runs, found, labels, strict=True)]
+    values = [row for read in found for row in read.values]
+    curves = [
+        {"run": run.id, **{column: record.get(column) for column in CURVE_COLUMNS[1:]}}
+        for run, read in zip(plan.runs, found, strict=True)
+        for record in read.metrics
+    ]
+    return Collected(
+        pd.DataFrame(rows).astype(dict.fromkeys(NUMBERS, "float64") | dict.fromkeys(TEXTS, "string")),
+        pd.DataFrame(values, columns=list(VALUE_COLUMNS)).astype({"step": "Int64", "final": "boolean", "value": "float64"}),
+        pd.DataFrame(curves, columns=list(CURVE_COLUMNS)),
+    )
+
+
+def tidy(collected: Collected) -> pd.DataFrame:
+    """The long table: each value with its run's identity and settings; a run without values keeps one row."""
+    return collected.runs.merge(collected.values, on="run", how="left")
+
+
+def write_tables(plan: Plan, collected: Collected) -> tuple[Path, Path]:
+    """Write `study.csv` and `study.parquet`; returns their paths."""
+    table = tidy(collected)
+    csv, parquet = plan.directory / "study.csv", plan.directory / "study.parquet"
+    with atomic_path(csv) as beside:
+        table.to_csv(beside, index=False)
+    with atomic_path(parquet) as beside:
+        table.to_parquet(beside, index=False)
+    return csv, parquet
+
+
+def strangers(plan: Plan) -> list[str]:
+    """Folders among the runs that the study file doesn't list (any more)."""
+    home = plan.directory / "runs"
+    known = {run.id for run in plan.runs}
+    return sorted(path.name for path in home.iterdir() if path.is_dir() and path.name not in known) if home.is_dir() else []
+
+
+# ---------------------------------------------------------------------------------------------------------------- one run
+
+
+def _read(plan: Plan, run: PlannedRun) -> _Read:
+    directory = RunDirectory(run.directory)
+    read = _Read(run.config)
+    if directory.config_file.exists():
+        read.config = _or(read.broken, directory.config, run.config)
+    read.status = _or(read.broken, lambda: read_status(directory), {})
+    read.metrics = _or(read.broken, lambda: _metrics(directory), [])
+    if directory.manifest_file.exists():
+        read.manifest = _or(read.broken, lambda: _manifest(directory), {})
+    for file in sorted(directory.evaluations.glob("*.json")):
+        read.values += _or(read.notes, lambda file=file: _evaluation_rows(run, file, read.notes), [])  # type: ignore[misc]
+    read.notes += list(_missing(plan, run, read))
+    return read
+
+
+def _or(faults: list[str], reader: Callable[[], Any], otherwise: Any) -> Any:
+    """What `reader` returns; where it fails, `otherwise`, with the reason added to `faults`."""
+    try:
+        return reader()
+    except (HybridScaleError, OSError, UnicodeDecodeError) as error:
+        faults.append(str(error))
+        return otherwise
+
+
+def _metrics(directory: RunDirectory) -> list[dict[str, Any]]:
+    try:
+        return directory.metrics()
+    except (KeyError, TypeError) as error:
+        raise RunError(describe(str(directory.metrics_file), error, "a line isn't the record of a step")) from None
+
+
+def _manifest(directory: RunDirectory) -> dict[str, Any]:
+    content = read_json(directory.manifest_file)
+    if not isinstance(content, dict):
+        raise RunError(describe(str(directory.manifest_file), content, "an object is expected"))
+    return content
+
+
+def _missing(plan: Plan, run: PlannedRun, read: _Read) -> Iterator[str]:
+    """What a finished run lacks."""
+    if read.status.get("status") != "done":
+        return
+    wanted = dict.fromkeys(Path(name).name for name in (*read.config.data.evaluate, *plan.config.evaluate))
+    present = {row["task"] for row in read.values if row["final"]}
+    failed = _or(read.notes, lambda: failures(RunDirectory(run.directory)), {})
+    for task in wanted:
+        if task not in present and not any(f"{task}.json" in note for note in read.notes):
+            yield f"not evaluated on {task}" + (f" ({failed[task]})" if task in failed else "")
+    last = read.metrics[-1]["step"] if read.metrics else 0
+    if last + read.config.training.log_every_steps <= read.config.training.max_steps:
+        yield f"done, but its log ends at step {last} of {read.config.training.max_steps}"
+
+
+def _run_row(plan: Plan, run: PlannedRun, read: _Read, group: str, series: str) -> dict[str, Any]:
+    status = "broken" if read.broken else read.status["status"]
+    return {
+        "study": plan.config.study.name,
+        "model": run.model,
+        "data": run.data,
+        "arm": run.arm,
+        "seed": run.seed,
+        "run": run.id,
+        "status": status,
+        "reason": "; ".join(read.broken) or read.status.get("reason"),
+        "notes": "; ".join(read.notes) or None,
+        "changed": read.config.model_dump(exclude={"run"}) != run.config.model_dump(exclude={"run"}),
+        "panel": ", ".join(f"{axis} {name}" for axis, name in (("model", run.model), ("data", run.data)) if name),
+        "group": group,
+        "series": series,
+        **_settings(read.config),
+        **cost(plan, run, read.config, read.manifest, read.metrics),
+    }
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    sampler, model, training = config.sampler, config.model, config.training
+    return {
+        "kind": sampler.arm,
+        "alpha": sampler.alpha if sampler.arm == "hybrid" else None,
+        "composition": sampler.composition,
+        "global_batch": sampler.global_batch,
+        "max_steps": training.max_steps,
+        "base": model.base,
+        "dtype": model.dtype,
+        "quantization": model.quantization,
+        "lora_rank": model.lora.rank if model.lora else None,
+        "engine": training.engine,
+        "learning_rate": config.optimizer.learning_rate,
+        "temperature": config.loss.temperature,
+        "train_data": config.data.train,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ evaluations
+
+
+def _evaluation_rows(run: PlannedRun, file: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Raises RunError: not an evaluation file. Doubts about it are added to `notes` and stand in its rows."""
+    content = read_json(file)
+    try:
+        final = file.stem == content["task"]
+        if not final and file.stem != f"{content['task']}.step-{content['step']}":
+            raise ValueError(f"the file says it is of task {content['task']}, step {content.get('step')}")
+        about = {"run": run.id, "task": content["task"], "step": content.get("step"), "final": final}
+        measured = list(_measured(content))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RunError(describe(str(file), error, "not an evaluation file", "Evaluate the run again.")) from None
+    doubt = _doubt(file, content) if final else None
+    if doubt:
+        notes.append(doubt)
+    return [{**about, **row, "doubt": doubt} for row in measured]
+
+
+def _doubt(file: Path, content: Mapping[str, Any]) -> str | None:
+    """Why the means of `file` must not count: they aren't those of the single queries beside it."""
+    table = file.with_suffix(".parquet")
+    if not table.exists():
+        return None
+    try:
+        return contradiction(content, read_queries(table), file.name)
+    except RunError:
+        return None  # the comparisons tell it: the means themselves may be right
+
+
+def _measured(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for metric, value in content["metrics"].items():
+        yield _value(metric, value)
+    for metric, by_language in (content.get("by_language") or {}).items():
+        for language, value in by_language.items():
+            yield _value(metric, value, language)
+    for name in MATRICES:
+        if matrix := content.get(name):
+            for of_query, row in zip(matrix["query_languages"], matrix["values"], strict=True):
+                for of_passage, value in zip(matrix["passage_languages"], row, strict=True):
+                    yield _value(name, value, of_query, of_passage)
+
+
+def _value(metric: str, value: Any, language: str | None = None, passage_language: str | None = None) -> dict[str, Any]:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
+        raise ValueError(f"{metric} is {json.dumps(value)}, not a finite number")
+    if value is not None and not 0 <= value <= (math.inf if metric.startswith("rank_distance") else 1 + 1e-9):
+        raise ValueError(f"{metric} is {value}, outside of what it can be")
+    return {"metric": metric, "language": language, "passage_language": passage_language, "value": value}
+
+
+def warnings(runs: pd.DataFrame) -> Sequence[tuple[str, str]]:
+    """(run, what is wrong with it) for each run whose numbers are missing, or must be read with care."""
+    told = runs[(runs["status"] != "done") | runs["notes"].notna()]
+    return [(str(row["run"]), _said(row)) for row in told.to_dict("records")]
+
+
+def _said(row: Mapping[Any, Any]) -> str:
+    parts = [] if row["status"] == "done" else [f"{row['status']} at step {row['steps']} of {row['max_steps']}"]
+    parts += [str(row[key]).rstrip(".") for key in ("reason", "notes") if isinstance(row[key], str) and row[key]]
+    return ". ".join(parts)

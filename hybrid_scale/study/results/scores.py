@@ -1,0 +1,153 @@
+"""Collected values -> the mean and spread of each arm over its finished runs.
+
+The one place that decides what counts: runs with status `done`, the evaluation of the finished model, where nothing speaks
+against it. Knows no HTML.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from hybrid_scale.study.results.collect import Collected
+
+
+@dataclass(frozen=True)
+class Metric:
+    key: str
+    label: str
+    higher_is_better: bool = True
+    decimals: int = 4
+
+    def show(self, value: float) -> str:
+        return f"{value:.{self.decimals}f}"
+
+
+MULTILINGUAL = (
+    Metric("mono_map", "mono mAP"),
+    Metric("cross_map", "cross mAP"),
+    Metric("multi_map", "multi mAP"),
+    Metric("mono_r@1", "mono R@1"),
+    Metric("rank_distance", "rank distance", higher_is_better=False, decimals=1),
+)
+MONOLINGUAL = (
+    Metric("ndcg@10", "nDCG@10"),
+    Metric("recall@100", "recall@100"),
+    Metric("mrr@10", "MRR@10"),
+    Metric("map", "mAP"),
+)
+OTHERS = (
+    Metric("cross_r@1", "cross R@1"),
+    Metric("multi_r@10", "multi R@10"),
+    Metric("rank_distance_normalised", "rank distance / candidates", higher_is_better=False),
+    Metric("r@1", "R@1"),
+)
+METRICS = {metric.key: metric for metric in (*MULTILINGUAL, *MONOLINGUAL, *OTHERS)}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one arm."""
+
+    by_seed: Mapping[int, float]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.by_seed.values())
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over seeds (n - 1); null for one seed."""
+        return statistics.stdev(self.by_seed.values()) if len(self.by_seed) > 1 else None
+
+    @property
+    def extent(self) -> float:
+        """Largest minus smallest seed."""
+        return max(self.by_seed.values()) - min(self.by_seed.values())
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm on one task."""
+
+    name: str
+    kind: str
+    group: str
+    """Arms of one group may be compared (groups.py); one of another model is in another group."""
+    runs: int
+    scores: Mapping[str, Score]
+    """Empty where no run of the arm has finished."""
+    panel: str = ""
+    """Its place on the axes `models` and `data`: arms of one panel are drawn in one figure."""
+    series: str = ""
+    """Groups of one series differ by model alone."""
+    model: str = ""
+    """Its name on the axis `models`, or else the base."""
+    size: float | None = None
+    """Weights of the encoder; None: not known."""
+    run_of: Mapping[int, str] = field(default_factory=dict)
+    """Seed -> id of the run."""
+
+
+def tasks(collected: Collected) -> list[str]:
+    return sorted(collected.values["task"].unique())
+
+
+def arms(collected: Collected, task: str) -> list[Arm]:
+    """The study's arms in its order, each once a group, with their scores on `task`."""
+    final = final_values(collected, task)
+    means = final[final["language"].isna()]
+    return [
+        _arm(str(name), runs, means[(means["arm"] == name) & (means["group"] == group)])
+        for (group, name), runs in collected.runs.groupby(["group", "arm"], sort=False)
+    ]
+
+
+def _arm(name: str, runs: pd.DataFrame, means: pd.DataFrame) -> Arm:
+    first = runs.iloc[0]
+    model = first["model"] if isinstance(first["model"], str) else first["base"]
+    size = None if pd.isna(first["size"]) else float(first["size"])
+    run_of = dict(zip(runs["seed"].astype(int), runs["run"], strict=True))
+    identity = (str(first["kind"]), str(first["group"]), len(runs))
+    return Arm(name, *identity, _scores(means), str(first["panel"]), str(first["series"]), str(model), size, run_of)
+
+
+def _scores(values: pd.DataFrame) -> dict[str, Score]:
+    return {
+        str(metric): Score(dict(zip(rows["seed"].astype(int), rows["value"], strict=True)))
+        for metric, rows in values.groupby("metric", sort=False)
+    }
+
+
+def final_values(collected: Collected, task: str) -> pd.DataFrame:
+    """Values of finished models on `task`, with arm and seed; values that don't exist (null) or are in doubt left out."""
+    done = collected.runs.loc[collected.runs["status"] == "done", ["run", "arm", "seed", "group", "panel"]]
+    values = collected.values
+    counted = values[(values["task"] == task) & values["final"] & values["doubt"].isna()]
+    return counted.dropna(subset=["value"]).merge(done, on="run")
+
+
+def untrained(collected: Collected, task: str) -> dict[str, dict[str, Score]]:
+    """Group -> metric -> score before the first step, over all runs that measured it (their status doesn't matter)."""
+    values = collected.values
+    start = values[(values["task"] == task) & (values["step"] == 0) & ~values["final"] & values["language"].isna()]
+    rows = start.dropna(subset=["value"]).merge(collected.runs[["run", "group"]], on="run")
+    result: dict[str, dict[str, Score]] = {}
+    for (group, metric), found in rows.groupby(["group", "metric"], sort=False):
+        result.setdefault(str(group), {})[str(metric)] = Score(dict(enumerate(found["value"])))
+    return result
+
+
+def headline_metrics(found: Sequence[Arm]) -> tuple[Metric, ...]:
+    """The columns of a task's first table: the study's measures where the task crosses languages, else the usual ones."""
+    keys = {key for arm in found for key in arm.scores}
+    if crosses_languages(found) or not keys:
+        return MULTILINGUAL
+    known = tuple(metric for metric in MONOLINGUAL if metric.key in keys)
+    return known or tuple(Metric(key, key) for key in sorted(keys)[:5])
+
+
+def crosses_languages(found: Sequence[Arm]) -> bool:
+    """Whether queries have relevant passages in other languages; the predictions speak of such tasks alone."""
+    return any("cross_map" in arm.scores for arm in found)

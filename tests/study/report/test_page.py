@@ -1,0 +1,174 @@
+"""The report in a real browser. Where none is installed the page is checked by its structure alone, and the summary says so."""
+
+import re
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hybrid_scale.runs import RunDirectory
+from hybrid_scale.study.report.page import report
+from hybrid_scale.study.results.scaling import ACROSS_LANGUAGES
+from tests.study.fabricate import scaled
+from tests.study.jobs.clusters import NOTES
+from tests.study.report.browser import Browser, chromium, find
+
+BROWSER = find()
+NAME = "in Chromium" if BROWSER else "BY STRUCTURE ALONE, NO CHROMIUM HERE"
+
+BOXES = """[...document.querySelectorAll('svg.plot')].map(plot => {
+  const box = plot.getBoundingClientRect();
+  const shapes = [...plot.querySelectorAll('path, rect, use, text')].filter(shape => shape.getBoundingClientRect().width > 0);
+  return [box.width, box.height, shapes.length, plot.querySelector('title').textContent, plot.querySelector('desc').textContent];
+})"""
+TABLES = "document.querySelectorAll('table.sortable').length"
+FIRST_CELLS = """[...document.querySelectorAll('#{table} tbody tr')].map(row => row.cells[{column}].textContent.trim())"""
+WIDER = """[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll') && !e.closest('.skip')
+  && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName + '.' + e.className)"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study over four sizes with a failed run, a broken one, and one that isn't evaluated."""
+    plan = scaled(tmp_path_factory.mktemp("page"), models=["0.5B", "1.5B", "7B", "72B"], seeds=[0, 1], questions=6)
+    RunDirectory(plan.runs[3].directory).set_status("failed", reason="CUDA out of memory on rank 3")
+    (plan.runs[9].directory / "status.json").write_text('{"status": "finished"}', encoding="utf-8")
+    RunDirectory(plan.runs[15].directory).evaluation_file("xquad_r").unlink()
+    return report(plan)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser | None]:
+    if BROWSER is None:
+        NOTES.append("NO CHROMIUM: the report's page was checked by its structure alone. Install chromium to see it drawn.")
+        yield None
+        return
+    with chromium(BROWSER, tmp_path_factory.mktemp("profile")) as running:
+        yield running
+
+
+def structure(page: Path) -> None:
+    """What can be said of the page without drawing it."""
+    html = page.read_text(encoding="utf-8")
+    heads = re.findall(r"<th scope=\"col\"[^>]*>(.*?)</th>", re.sub(r"<details>.*?</details>", "", html, flags=re.S), re.S)
+    assert heads
+    assert all(head.startswith('<button type="button">') for head in heads)
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)", html)
+    figures = re.findall(r"<svg class=\"plot\".*?</svg>", html, re.S)
+    assert len(figures) > 20
+    for drawn in figures:
+        assert re.search(r"<title id=\"[^\"]+\">[^<]+</title><desc id=\"[^\"]+\">[^<]+</desc>", drawn)
+        width, height = map(float, re.findall(r"viewBox=\"0 0 ([\d.]+) ([\d.]+)\"", drawn)[0])
+        assert width > 100
+        assert height > 50
+        assert re.search(r"<path|<rect|<use", drawn)
+
+
+def test_a_study_over_sizes_has_every_part(page: Path) -> None:
+    html = page.read_text(encoding="utf-8")
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+    assert "model 0.5B (494 M parameters)" in text
+    assert "Hybrid against cross on xquad_r, 4 pairs of arms over 4 models" in text
+    assert "32 paired tests, all in one family for Holm" in text
+    assert "NVIDIA H100 80GB HBM3" in text
+    assert "0.5B.cross.seed-1: failed at step 20 of 20. CUDA out of memory on rank 3." in text
+    assert "7B.cross.seed-1: not evaluated on xquad_r." in text
+    tables = [urllib.parse.unquote(address) for address in re.findall(r'href="(data:text/csv[^"]+)"', html)]
+    for head in ("arm,rival,model,parameters,difference", "arm,series,parameters,value", "model,arm,multi_map,device_hours"):
+        assert any(head in table for table in tables), head
+    written = pd.read_csv(page.parent / "comparisons.csv")
+    assert len(written) == 32
+    assert written["p_holm"].between(0, 1).all()
+    assert set(pd.read_csv(page.parent / "power_laws.csv")["quantity"]) == {each.label for each in ACROSS_LANGUAGES}
+
+
+@pytest.mark.parametrize("how", [NAME])
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (375, False), (1280, True)])
+def test_the_page_is_drawn_without_complaint(page: Path, browser: Browser | None, width: int, dark: bool, how: str) -> None:
+    structure(page)
+    if browser is None:
+        return
+    browser.open(page, width, dark=dark)
+    browser.ask("document.querySelectorAll('details').forEach(each => each.open = true)")
+    boxes = browser.ask(BOXES)
+    assert len(boxes) == page.read_text(encoding="utf-8").count('<svg class="plot"')
+    for drawn_width, drawn_height, shapes, title, description in boxes:
+        assert min(drawn_width, drawn_height) > 40, title
+        assert shapes > 5, title
+        assert len(title) > 3
+        assert len(description) > 10
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+    assert browser.ask(WIDER) == []
+    paper = browser.ask("getComputedStyle(document.querySelector('section')).backgroundColor")
+    assert (paper == "rgb(255, 255, 255)") != dark
+    assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("how", [NAME])
+def test_tables_sort_by_click_and_by_enter(page: Path, browser: Browser | None, how: str) -> None:
+    structure(page)
+    if browser is None:
+        return
+    browser.open(page)
+
+    def column(table: str, number: int) -> list[str]:
+        found: list[str] = browser.ask(FIRST_CELLS.replace("{table}", table).replace("{column}", str(number)))
+        return found
+
+    def head(table: str, number: int) -> str:
+        return f"#{table} thead th:nth-child({number + 1})"
+
+    def direction(table: str, number: int) -> str | None:
+        found: str | None = browser.ask(f"document.querySelector('{head(table, number)}').getAttribute('aria-sort')")
+        return found
+
+    before = column("task-0-compared", 5)
+    assert direction("task-0-compared", 5) is None
+    browser.click(head("task-0-compared", 5) + " button")
+    assert direction("task-0-compared", 5) == "ascending"
+    assert column("task-0-compared", 5) == sorted(before, key=float)
+    assert before != sorted(before, key=float)
+    browser.ask(f"document.querySelector('{head('task-0-compared', 5)} button').focus()")
+    browser.press("Enter", 13)
+    assert direction("task-0-compared", 5) == "descending"
+    assert [float(text) for text in column("task-0-compared", 5)] == sorted(map(float, before), reverse=True)
+    browser.click(head("task-0-compared", 1) + " button")  # parameters: 494 M < 1.54 B
+    assert direction("task-0-compared", 5) is None
+    sizes = column("task-0-compared", 1)
+    assert list(dict.fromkeys(sizes)) == ["494 M", "1.54 B", "7.07 B", "71.5 B"]
+    assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("how", [NAME])
+def test_reasons_move_with_their_runs_and_groups_stay(page: Path, browser: Browser | None, how: str) -> None:
+    structure(page)
+    if browser is None:
+        return
+    browser.open(page)
+    browser.click("#all-runs thead th:nth-child(2) button")
+    rows = browser.ask("[...document.querySelectorAll('#all-runs tbody tr')].map(row => row.textContent.trim())")
+    for run, reason in (
+        ("0.5B.cross.seed-1", "out of memory"),
+        ("1.5B.cross.seed-1", "'finished'"),
+        ("7B.cross.seed-1", "not evaluated"),
+    ):
+        (at,) = [n for n, text in enumerate(rows) if text.startswith(run)]
+        assert reason in rows[at + 1]
+    browser.click("#headline table thead th:nth-child(4) button")
+    first = browser.ask("[...document.querySelectorAll('#headline tbody')].map(body => body.rows[0].textContent.trim())")
+    assert [text.split(" (")[0] for text in first] == ["model 0.5B", "model 1.5B", "model 7B", "model 72B"]
+
+
+@pytest.mark.parametrize("how", [NAME])
+def test_it_prints(page: Path, browser: Browser | None, tmp_path: Path, how: str) -> None:
+    html = page.read_text(encoding="utf-8")
+    assert "@media print" in html
+    if browser is None:
+        return
+    browser.open(page)
+    browser.pdf(tmp_path / "report.pdf")
+    content = (tmp_path / "report.pdf").read_bytes()
+    assert content.startswith(b"%PDF")
+    assert content.count(b"/Type /Page\n") + content.count(b"/Type/Page/") > 5
