@@ -95,7 +95,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def install(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [str(checkout / ".ci/install"), *arguments]
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600, check=False)
 
 
 def calls(checkout: Path) -> list[str]:
@@ -197,7 +197,7 @@ def test_dockerfile_has_the_cuda_release_that_torch_was_built_for() -> None:
 def test_make_knows_its_targets(target: str) -> None:
     if not shutil.which("make"):
         pytest.skip("make isn't installed")
-    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -206,7 +206,7 @@ def test_every_shell_script_parses() -> None:
     scripts = [path for folder in (".ci", "slurm", "tests") for path in (ROOT / folder).glob("*") if is_shell(path)]
     assert {ROOT / ".ci/install", ROOT / ".ci/run"} <= set(scripts)
     for script in scripts:
-        done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr
         assert script.suffix or os.access(script, os.X_OK), f"{script.name}: not executable"
 
@@ -283,7 +283,7 @@ def foreign_in(text: str) -> list[str]:
 def tracked_files() -> list[Path]:
     """Files of the commit and those about to be added."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=600, check=False)
     if done.returncode != 0:
         pytest.skip("not a git checkout, so there are no tracked files to search")
     return [path for name in done.stdout.decode().split("\0") if name and (path := ROOT / name).is_file()]

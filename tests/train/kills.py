@@ -22,7 +22,7 @@ from typing import Any
 
 from hybrid_scale.config import RunConfig, dump_config
 from hybrid_scale.runs import RunDirectory
-from tests.ranks import _context, _launcher_environment
+from tests.ranks import launcher_environment, make_context
 
 Fault = Callable[["Start"], None]
 EXITS = {"done": 0, "wrong": 2, "stopped": 3, "lost": 4}
@@ -66,11 +66,11 @@ class Start:
         self.logs = [place / f"{self.number:03d}-rank{rank}.log" for rank in range(self.world)]
         config = place / f"{self.number:03d}.yaml"
         config.write_text(dump_config(self.config))
-        shared = _launcher_environment(self.world)
+        shared = launcher_environment(self.world)
         self.end = time.monotonic() + self.timeout
         for rank in range(self.world):
             given = ({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, str(self.logs[rank]), str(config), self.file_limit)
-            self.processes.append(_context().Process(target=rank_main, args=given, daemon=True))
+            self.processes.append(make_context().Process(target=rank_main, args=given, daemon=True))
             self.processes[-1].start()
 
     def wait_for_step(self, step: int) -> None:

@@ -277,7 +277,7 @@ def test_memory_of_a_large_pool() -> None:
     # A fixed threshold makes every tensor a mapping of its own, returned when freed: glibc's moves up to 32 MiB and keeps them.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", PEAKS, str(size), str(dimension), json.dumps(cases)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     peak, peak_of_more = json.loads(done.stdout)
     gradient, passages, slack = 2 * size * dimension * 4, 2 * size * dimension * 4, 16 << 20

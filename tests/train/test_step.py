@@ -105,7 +105,7 @@ def check(folder: Path, world: int, tolerance: float = TOLERANCE, **sections: di
     """Assert that every rank's loss and gradients equal the dense ones; returns schedule and number of micro-batches."""
     config = make_config(folder, **sections)
     expected_loss, expected = dense_gradients(config)
-    results = run_ranks(step_on_this_rank, world, config.model_dump_json(), timeout=120)
+    results = run_ranks(step_on_this_rank, world, config.model_dump_json())
     for loss, gradients, _, _ in results:
         assert loss == pytest.approx(expected_loss, rel=tolerance)
         assert gradients.keys() == expected.keys()

@@ -249,7 +249,7 @@ def count_here(case: Case, folder: str) -> dict[str, list[Step]]:
 def count(case: Case, folder: Path) -> dict[str, list[Step]]:
     """The same in a process of its own that takes itself for rank 0 of `case.world`."""
     environment = {"WORLD_SIZE": str(case.world), "LOCAL_WORLD_SIZE": str(min(case.world, 8))}
-    return run_ranks(count_here, 1, case, str(folder), timeout=300, environment=environment)[0]
+    return run_ranks(count_here, 1, case, str(folder), environment=environment)[0]
 
 
 def total(step: Step, name: str | None = None) -> Phase:
