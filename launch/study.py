@@ -13,7 +13,8 @@
 Of each run: training, then its evaluation on the sets of `evaluate`; when all have ended, however they ended, the report. A key
 is one of the study (study.directory=..., launch.processes=2, resources.nodes=4) or of its runs (training.max_steps=3). Commands
 may be repeated at any time: nothing is started twice. Needs no torch, but for `run`.
-Exit code: 0 well, 1 a run isn't done (run) or failed (status), 2 a mistake in the request, or Slurm refuses.
+Exit code: 0 well, 1 a run isn't done (run) or failed (status), 2 a mistake in the request, or Slurm refuses, 3 the site's
+`max_jobs_in_queue` left runs for a later `submit`.
 """
 
 import argparse
@@ -33,6 +34,8 @@ from hybrid_scale.study.jobs.slurm import SlurmError
 from hybrid_scale.study.jobs.state import TO_START_AGAIN
 from hybrid_scale.study.settings import Site
 
+GO_ON = 3
+"""Exit code where the site's `max_jobs_in_queue` left runs: until python launch/study.py submit ...; do sleep 600; done"""
 PLANS = ("expand", "submit", "resubmit", "cancel", "status", "run", "report")
 
 
@@ -113,13 +116,13 @@ def site_of(plan: Plan, path: Path | None) -> Site:
 
 def send(plan: Plan, site: Site, again: bool) -> int:
     print("\n".join(plan.checks))
-    before = submit(plan, site, again)
-    left = Counter(view.train.word for view in before if view.train.word in TO_START_AGAIN)
-    left.update(view.evaluate.word for view in before if view.evaluate and view.evaluate.word in TO_START_AGAIN)
-    if left and not again:
-        found = ", ".join(f"{count} {word}" for word, count in left.items())
+    submitted = submit(plan, site, again)
+    ended = Counter(view.train.word for view in submitted.before if view.train.word in TO_START_AGAIN)
+    ended.update(view.evaluate.word for view in submitted.before if view.evaluate and view.evaluate.word in TO_START_AGAIN)
+    if ended and not again:
+        found = ", ".join(f"{count} {word}" for word, count in ended.items())
         print(f"left as they are: {found}; to start them again: launch/study.py resubmit {plan.source} --failed")
-    return 0
+    return GO_ON if submitted.left else 0
 
 
 def run(plan: Plan) -> int:

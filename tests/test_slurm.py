@@ -17,7 +17,10 @@ SCONTROL = """#!/bin/sh
 case "$*" in
     "show hostnames "*) echo node1 ;;
     *"show node "*) echo "NodeName=node1 NodeAddr=127.0.0.1" ;;
-    *"show job "*) echo "JobId=7 JobState=$JOB_STATE" ;;
+    *"show job "*)
+        echo . >>"$STATUS_FILE.asked"
+        [ "$(wc -l <"$STATUS_FILE.asked")" -gt "${SILENT:-0}" ] || exit 1 # Unable to contact slurm controller
+        echo "JobId=7 JobState=$JOB_STATE" ;;
     "requeue "*) echo "requeued $2" ;;
 esac
 """
@@ -33,7 +36,9 @@ FAILED = {"status": "failed", "reason": "ConfigError: no such key"}
         (None, PREEMPTED, {}, 0, "requeued 7"),
         (None, PREEMPTED, {"SLURM_RESTART_COUNT": "19"}, 0, "requeued 7"),
         (None, PREEMPTED, {"SLURM_RESTART_COUNT": "20"}, 3, "stopped with a checkpoint after 20 restarts"),
-        (None, PREEMPTED, {"JOB_STATE": "CANCELLED"}, 0, ""),
+        (None, PREEMPTED, {"JOB_STATE": "CANCELLED"}, 3, "stopped with a checkpoint and isn't requeued"),
+        (None, PREEMPTED, {"SILENT": "2"}, 0, "requeued 7"),
+        (None, PREEMPTED, {"SILENT": "9"}, 3, "stopped with a checkpoint and isn't requeued"),
         (None, PREEMPTED, {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2"}, 0, "requeued 5_2"),
         (None, SILENT, {}, 0, "requeued 7"),
         (None, SILENT, {"SLURM_RESTART_COUNT": "4"}, 0, "requeued 7"),
@@ -50,7 +55,7 @@ FAILED = {"status": "failed", "reason": "ConfigError: no such key"}
 )
 def test_what_is_requeued(tmp_path, before, ends_as, environment, code, said):
     """`before`: status.json at the start; `ends_as`: what the trainer leaves there, None where it never began."""
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("sleep", "#!/bin/sh\n")):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     run = tmp_path / "run"
@@ -64,7 +69,7 @@ def test_what_is_requeued(tmp_path, before, ends_as, environment, code, said):
     left = {"ENDS_AS": json.dumps(ends_as) if ends_as else "", "PATH": path}
     command = ["bash", "slurm/train.sbatch", "launch/configs/xquad_tiny.yaml", f"run.directory={run}"]
     done = subprocess.run(
-        command, cwd=ROOT, env={**slurm, **ours, **left, **environment}, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=ROOT, env={**slurm, **ours, **left, **environment}, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == code, done.stderr
     assert said in done.stdout

@@ -5,7 +5,7 @@ Refuses to expand anything: `grid` does that.
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from hybrid_scale.config import NonNegative, Positive, Section, Share
 
@@ -21,6 +21,20 @@ def _quoted(value: Any) -> Any:
 
 SlurmTime = Annotated[str, BeforeValidator(_quoted), Field(pattern=r"^(\d+-)?\d+(:\d{1,2}){0,2}$")]
 """As sbatch takes it: minutes, hours:minutes:seconds or days-hours[:minutes[:seconds]]."""
+OWN_OPTIONS = {
+    *("--job-name", "-J", "--dependency", "-d", "--array", "-a", "--clusters", "-M", "--wait", "-W"),
+    *("--parsable", "--export", "--wrap", "--test-only"),
+}
+"""Options of sbatch that the submission gives or reads itself: another value, and jobs wouldn't be found again."""
+
+
+def _not_ours(options: tuple[str, ...]) -> tuple[str, ...]:
+    taken = [option for option in options if option.partition("=")[0] in OWN_OPTIONS]
+    if taken:
+        raise ValueError(f"{taken[0]} is given by the submission itself, which finds jobs again by it")
+    return options
+
+
 SlurmMemory = Annotated[str, Field(pattern=r"^\d+[KMGT]?$")]
 HeldEqual = Literal[
     "data.train",
@@ -102,7 +116,7 @@ class JobOptions(Section):
     time: SlurmTime | None = None
     cpus_per_node: Positive | None = None
     memory: SlurmMemory | None = None
-    sbatch: tuple[str, ...] = ()
+    sbatch: Annotated[tuple[str, ...], AfterValidator(_not_ours)] = ()
     """Any other options, one argument each: [--exclusive, --reservation=x]."""
 
 
@@ -124,6 +138,9 @@ class Site(JobOptions):
     environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], str] = Field(default_factory=dict)
     max_restarts: NonNegative = 20
     """How often a run that was stopped or that lost a rank is requeued."""
+    max_jobs_in_queue: Annotated[int, Field(ge=3)] | None = None
+    """Most jobs of this user, waiting or running, of this study or not (the site's MaxSubmitJobs): what doesn't fit is left for a
+    later `submit`. 3 are a training, its evaluation and the report."""
 
 
 class StudyConfig(Section):

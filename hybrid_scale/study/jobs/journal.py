@@ -37,23 +37,29 @@ class Journal:
 
     def latest(self) -> dict[tuple[str, str], str]:
         """(run id, kind) -> job id. Raises RunError naming the line that isn't one of ours."""
-        found: dict[tuple[str, str], str] = {}
+        return {(entry["run"], entry["kind"]): entry["job"] for entry in self._entries()}
+
+    def users(self) -> dict[str, int]:
+        """Run id -> number of the user who submitted its latest training."""
+        return {entry["run"]: int(entry["user"]) for entry in self._entries() if entry["kind"] == "train" and "user" in entry}
+
+    def _entries(self) -> Iterator[dict[str, str]]:
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         for number, line in enumerate(lines, start=1):
             try:
-                entry = json.loads(line)
-                found[str(entry["run"]), str(entry["kind"])] = str(entry["job"])
-            except (ValueError, TypeError, KeyError):
+                entry = {key: str(value) for key, value in json.loads(line).items()}
+                _ = entry["run"], entry["kind"], entry["job"], int(entry.get("user", 0))
+            except (ValueError, TypeError, KeyError, AttributeError):
                 if number == len(lines):
-                    break  # the line that a killed process was writing
+                    return  # the line that a killed process was writing
                 remedy = "Restore the line, or delete it: jobs that are alive are found by their names."
                 raise RunError(describe(f"{self.path}:{number}", line, "not an entry of this file", remedy)) from None
-        return found
+            yield entry
 
     def add(self, run: str, kind: str, job: str) -> None:
         before = self.path.read_bytes()[-1:] if self.path.exists() else b"\n"
         with open(self.path, "a", encoding="utf-8") as file:
             start = "" if before in (b"\n", b"") else "\n"
-            file.write(start + json.dumps({"run": run, "kind": kind, "job": job}) + "\n")
+            file.write(start + json.dumps({"run": run, "kind": kind, "job": job, "user": os.getuid()}) + "\n")
             file.flush()
             os.fsync(file.fileno())

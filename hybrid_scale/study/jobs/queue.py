@@ -6,6 +6,7 @@ every job is a `singleton`: Slurm itself never runs two of one name at once. Kno
 """
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,14 @@ class View:
     evaluate: State | None
     left: tuple[str, ...]
     """Sets of the study's `evaluate` without a result."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What a submission found, and how many runs it left for a later one because the site's queue would be full."""
+
+    before: list[View]
+    left: int
 
 
 @dataclass
@@ -111,17 +120,19 @@ def refuse_if_submitted(plan: Plan) -> None:
         raise RunError(describe(str(plan.directory), ", ".join(alive), rule, "Wait for them, or `cancel` the study."))
 
 
-def submit(plan: Plan, site: Site, again: bool = False, say: Say = print) -> list[View]:
-    """Submit what was never started, and what failed, is lost, was cancelled or stopped if `again`; returns all as it was.
+def submit(plan: Plan, site: Site, again: bool = False, say: Say = print) -> Submitted:
+    """Submit what was never started, and what failed, is lost, was cancelled or stopped if `again`.
 
     Raises RunError before the first sbatch: a run directory doesn't fit, Slurm doesn't answer, another submission is going
-    on. A refusal of sbatch ends the submission; what was submitted before it stays, and a later call goes on from there.
+    on, somebody else submitted it. A refusal of sbatch ends the submission; what was submitted before it stays, and a later
+    call goes on from there.
     """
     _refuse_elsewhere()
     with only_one(plan.directory) as lock:
         found = known(plan, must_answer=True)
         views = look(found)
         _refuse_broken(views)
+        _refuse_another_users(plan, views)
         for run in plan.runs:
             RunDirectory(run.directory).create(run.config, continuing=True)
         submission = Submission(plan, site, found, lock, say)
@@ -129,7 +140,10 @@ def submit(plan: Plan, site: Site, again: bool = False, say: Say = print) -> lis
         for view in views:
             submission.start(view, again)
         submission.collect()
-    return views
+    if submission.left:
+        limit = f"the site's max_jobs_in_queue is {site.max_jobs_in_queue}"
+        say(f"{submission.left} runs are left: {limit}. Submit again as jobs end.")
+    return Submitted(views, submission.left)
 
 
 def cancel(plan: Plan, say: Say = print) -> int:
@@ -162,6 +176,16 @@ def _refuse_broken(views: Sequence[View]) -> None:
         raise RunError("\n".join(broken))
 
 
+def _refuse_another_users(plan: Plan, views: Sequence[View]) -> None:
+    """squeue may show a user's own jobs alone: those of another one would look as if they were gone."""
+    theirs = {run: user for run, user in Journal(plan.directory).users().items() if user != os.getuid()}
+    open_ = [view.run.id for view in views if view.train.word != "done" and view.train.job is None and view.run.id in theirs]
+    if open_:
+        rule = f"user {theirs[open_[0]]} submitted it, and whether the job is alive isn't shown to another user"
+        remedy = f"Have that user submit; if none of the jobs can be alive, delete {Journal(plan.directory).path}."
+        raise RunError(describe(open_[0], "no job", rule, remedy))
+
+
 def _restore(file: Path, before: bytes | None) -> None:
     if before is None:
         file.unlink()
@@ -175,7 +199,16 @@ class Submission:
     def __init__(self, plan: Plan, site: Site, found: Known, lock: int, say: Say):
         self.plan, self.site, self.found, self.lock, self.say = plan, site, found, lock, say
         self.journal = Journal(plan.directory)
-        self.started = 0
+        self.started = self.left = 0
+        self.room = self._room()
+
+    def _room(self) -> float:
+        """How many jobs more may be in the queue, besides the one that collects."""
+        if self.site.max_jobs_in_queue is None:
+            return float("inf")
+        collecting = self.found.find(COLLECT, "collect")
+        replaced = collecting is not None and collecting.waits
+        return self.site.max_jobs_in_queue - sum(job.alive for job in self.found.jobs) - (0 if replaced else 1)
 
     def adopt(self) -> None:
         """Note jobs that are in Slurm but not in the journal: their submission died in between."""
@@ -187,20 +220,25 @@ class Submission:
                     self.say(f"{run.id}: found {kind} job {job.id} ({job.state.lower()}), which no submission had noted")
 
     def start(self, view: View, again: bool) -> None:
+        """Submit what `view` lacks: its training, its evaluation, both or nothing; all of it or, in a full queue, nothing."""
         train = view.train.job.id if view.train.job and view.train.job.alive else None
         fresh = view.train.word == "planned" or (again and view.train.word in TO_START_AGAIN)
+        score = self._to_evaluate(view, fresh, again) and (fresh or train is not None or view.train.word == "done")
+        if fresh + score > self.room:
+            self.left += 1
+            return
+        self.room -= fresh + score
         if fresh:
             if train:  # it waits for ever
                 slurm.cancel([train])
             train = self._train(view.run)
-        if view.evaluate and self._to_evaluate(view, fresh, again) and (train or view.train.word == "done"):
-            if view.evaluate.job and view.evaluate.job.alive:
+        if score:
+            if view.evaluate and view.evaluate.job and view.evaluate.job.alive:
                 slurm.cancel([view.evaluate.job.id])  # it waits for the training that has failed
             self._evaluate(view, train)
 
     def _to_evaluate(self, view: View, fresh: bool, again: bool) -> bool:
-        assert view.evaluate
-        if not view.left:
+        if view.evaluate is None or not view.left:
             return False
         return fresh or view.evaluate.word == "planned" or (again and view.evaluate.word in TO_START_AGAIN)
 

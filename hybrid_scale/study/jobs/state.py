@@ -59,6 +59,8 @@ def _alive(word: str, reason: str, job: Job) -> State:
     if job.waits:
         before = f"; goes on after: {reason or word}" if word in ("preempted", "failed", "running") else ""
         return State("queued", f"{job.reason or job.state.lower()}{before}", job)
+    if job.state not in ("RUNNING", "CONFIGURING", "COMPLETING"):
+        return State("running", f"job {job.id} is {job.state.lower()}", job)
     return State("running", "" if word == "running" else "starting" if word in ("queued", "planned") else f"after: {reason}", job)
 
 

@@ -25,6 +25,8 @@ how = how if how["from"] <= len(jobs) else {{}}
 if how.get("kill") == "before": os.kill(os.getppid(), signal.SIGKILL); time.sleep(2)
 if "says" in how: sys.stderr.write(how["says"] + "\\n"); sys.exit(1)
 if "prints" in how: print(how["prints"]); sys.exit(0)
+if "remarks" in how: print(how["remarks"])
+if name == "squeue" and any(key.startswith("SQUEUE_") for key in os.environ): sys.exit(0)  # as with a filter that nothing passes
 if name == "sbatch":
     options = [word for word in given if word.startswith("--")]
     values = dict(word[2:].partition("=")[::2] for word in options)
@@ -59,8 +61,8 @@ class FakeSlurm:
             (self.bin / name).chmod(0o755)
 
     def misbehave(self, program: str, after: int = 0, **how: str) -> None:
-        """`says`: end with 1 and this on stderr; `prints`: this and nothing else; `kill`: SIGKILL to the caller, `before` or
-        `after` the job exists. Once `after` jobs exist."""
+        """`says`: end with 1 and this on stderr; `prints`: this and nothing else; `remarks`: this before its work; `kill`:
+        SIGKILL to the caller, `before` or `after` the job exists. Once `after` jobs exist."""
         (self.home / "mischief.json").write_text(json.dumps({program: {"from": after, **how}}))
 
     def behave(self) -> None:

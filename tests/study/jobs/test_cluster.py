@@ -66,6 +66,7 @@ def write_study(folder: Path) -> Path:
     tree["base"]["training"].update(deepspeed=str(folder / "zero3.json"), max_steps=STEPS)
     tree["base"]["sampler"].update(global_batch=32, mono_block_rows=4)
     tree["evaluate"] = [str(folder / "later")]
+    tree["site"].update(account="lab", qos="normal", setup="echo set up by the site", container="nice -n 1", sbatch=["--nice=5"])
     tree["arms"] = [arm for arm in tree["arms"] if arm["name"] == "hybrid"]
     for model in tree["models"]:
         model["set"]["model.base"] = str(folder / f"mini-{model['name']}")
@@ -123,6 +124,9 @@ def test_a_study_from_its_file_to_its_report(folder: Path, way: Here) -> None:
 
     shown = way.door("status", str(study))
     assert words(plan) == ["failed", "done", "done"], shown.stdout
+    if isinstance(way, Cluster):
+        (log,) = plan.runs[2].directory.glob("slurm-train-*.log")
+        assert log.read_text().count("set up by the site") >= 2, "one log over a preemption"
     assert shown.returncode == 1
     failed = shown.stdout.splitlines()[0]
     assert failed.startswith("0.1m.hybrid.seed-0  failed ")

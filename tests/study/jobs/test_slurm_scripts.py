@@ -88,7 +88,7 @@ def test_a_stopped_run_that_cant_be_requeued_isnt_a_success(job: Job) -> None:
     """What depends on the job must not begin."""
     done = job.start("train", "RUN.yaml", HS_PROCESSES_PER_NODE="1", LEAVES=json.dumps({"status": "preempted"}))
     assert done.returncode == 3
-    assert "can't requeue; submit again to go on: sbatch slurm/train.sbatch RUN.yaml" in done.stdout
+    assert "isn't requeued; submit again to go on: sbatch slurm/train.sbatch RUN.yaml" in done.stdout
 
 
 def test_evaluation_of_a_run_that_isnt_done_is_refused(job: Job) -> None:

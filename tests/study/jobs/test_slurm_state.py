@@ -2,7 +2,7 @@
 
 import pytest
 
-from hybrid_scale.study.jobs.slurm import ENDED, Job
+from hybrid_scale.study.jobs.slurm import ENDED, Job, state_word
 from hybrid_scale.study.jobs.state import State, evaluation, training
 
 SAID = ("planned", "queued", "running", "preempted", "failed", "done")
@@ -32,6 +32,51 @@ def test_training(state: str) -> None:
 def test_every_end_that_slurm_knows_is_an_end_here() -> None:
     for state in ENDED:
         assert training({"status": "running"}, Job("7", state, "x"), "7").word in ("failed", "cancelled")
+
+
+EVERY_WORD = {
+    **dict.fromkeys(
+        ("BOOT_FAIL", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"), "failed"
+    ),
+    "CANCELLED": "cancelled",
+    **dict.fromkeys(("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"), "queued"),
+    **dict.fromkeys(("COMPLETING", "CONFIGURING", "RESIZING", "REVOKED", "RUNNING", "SIGNALING", "STAGE_OUT"), "running"),
+    **dict.fromkeys(
+        ("STOPPED", "SUSPENDED", "POWER_UP_NODE", "LAUNCH_FAILED", "RECONFIG_FAIL", "UPDATE_DB", "EXPEDITING"), "running"
+    ),
+}
+"""States and flags of Slurm 22.05 to 25.05 (its page job_state_codes and squeue(1)). What another cluster runs, what is stopped
+but keeps its nodes, and what may be flagged while a job goes on must not be started a second time."""
+
+
+@pytest.mark.parametrize("state", EVERY_WORD)
+def test_every_word_of_slurm(state: str) -> None:
+    job = Job("7", state, "x")
+    assert training({"status": "running"}, job, "7").word == EVERY_WORD[state]
+    assert evaluation(1, {}, job, "7", State("done")).word == EVERY_WORD[state]
+
+
+def test_a_job_that_stands_still_is_told() -> None:
+    assert training({"status": "running"}, Job("7", "SUSPENDED", "x"), "7").detail == "job 7 is suspended"
+    assert training({"status": "queued"}, Job("7", "REVOKED", "x"), "7").detail == "job 7 is revoked"
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ("CANCELLED by 1000", "CANCELLED"),
+        ("CANCELLED+", "CANCELLED"),
+        ("OUT_OF_ME+", "OUT_OF_MEMORY"),
+        ("NODE_FAIL", "NODE_FAIL"),
+        ("completed", "COMPLETED"),
+        (" RUNNING ", "RUNNING"),
+        ("C+", "C"),
+        ("REQUEUE_H+", "REQUEUE_H"),
+    ],
+)
+def test_words_that_are_cut_or_carry_more(said: str, word: str) -> None:
+    """What may be one of two ends, or no end, stays a word that isn't known: the job counts as alive."""
+    assert state_word(said) == word
 
 
 def test_a_job_that_waits_for_ever_blocks() -> None:
