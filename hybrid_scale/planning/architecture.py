@@ -59,6 +59,15 @@ class Architecture:
     tied: bool = False
     """The language head, where there is one, is the embedding table."""
     biases: Biases = "none"
+    dropout: bool = False
+    """It draws random numbers while it trains (that of adapters is a setting of the run)."""
+    positions: int | None = None
+    """Longest text that it was made for, in tokens; None: not known."""
+
+    @property
+    def traits(self) -> Family:
+        """Those of a type that isn't in FAMILIES are Llama's."""
+        return FAMILIES.get(self.family, Family())
 
     @property
     def attention_width(self) -> int:
@@ -95,7 +104,7 @@ class Architecture:
     @property
     def small(self) -> int:
         """Norms and biases."""
-        family, shapes = FAMILIES[self.family], self.linear_shapes
+        family, shapes = self.traits, self.linear_shapes
         biased = {"none": (), "qkv": LINEARS[:3], "attention": LINEARS[:4]}[self.biases]
         per_layer = family.norms * self.hidden + sum(shapes[name][1] for name in biased)
         per_layer += 2 * self.head_size if family.head_norms else 0
@@ -122,20 +131,24 @@ class Architecture:
         return self.layers * rank * sum(sum(shapes[target.rpartition(".")[2]]) for target in targets)
 
 
-def from_config(config: Mapping[str, Any], name: str) -> Architecture:
-    """A config.json's content -> Architecture. Raises ModelError: another model type, or a key is missing."""
+def from_config(config: Mapping[str, Any], name: str, strict: bool = True) -> Architecture:
+    """A config.json's content -> Architecture.
+
+    Raises ModelError: a key is missing, or (`strict`) another model type; without `strict` such a type is taken for a decoder
+    built like Llama's, which its numbers may not be.
+    """
     text = config.get("text_config") or config
     kind = text.get("model_type", config.get("model_type"))
     kind = "gemma3_text" if kind == "gemma3" else kind
-    if kind not in FAMILIES:
+    if strict and kind not in FAMILIES:
         remedy = f"Plannable: {', '.join(FAMILIES)}."
         raise ModelError(describe(f"{name}: model_type", kind, "the planner has no shape for this type", remedy))
-    family = FAMILIES[kind]
+    family = FAMILIES.get(kind, Family())
     try:
         hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
         return Architecture(
             name=name,
-            family=kind,
+            family=str(kind),
             layers=int(text["num_hidden_layers"]),
             hidden=hidden,
             heads=heads,
@@ -145,10 +158,17 @@ def from_config(config: Mapping[str, Any], name: str) -> Architecture:
             vocabulary=int(text["vocab_size"]),
             tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", family.tied))),
             biases="attention" if text.get("attention_bias") and kind != "qwen2" else family.biases,
+            dropout=_has_dropout(text),
+            positions=text.get("max_position_embeddings"),
         )
     except KeyError as error:
         remedy = "Is it the config.json of the model itself?"
         raise ModelError(describe(f"{name}: config.json", sorted(text), f"{error} is missing", remedy)) from None
+
+
+def _has_dropout(config: Mapping[str, Any]) -> bool:
+    values = [value for name, value in config.items() if "dropout" in name or "pdrop" in name]
+    return any(isinstance(value, float) and value > 0 for value in values)
 
 
 def find(base: str) -> Architecture:
@@ -182,12 +202,15 @@ def _key(name: str) -> str:
     return re.sub(r"(-(instruct|base|chat|it|pt|hf|\d{4}|bnb-4bit))+$", "", last)
 
 
+Row = tuple[int, int, int, int, int, int, int]
+
+
 def _table() -> dict[str, Architecture]:
     """Name: layers, hidden, heads, key-value heads, head size, intermediate, vocabulary (rows of the table, padding included).
 
     From the models' config.json files; their weights add up to the published sizes (tests/planning/test_architecture.py).
     """
-    rows: dict[str, dict[str, tuple[int, ...]]] = {
+    rows: dict[str, dict[str, Row]] = {
         "llama": {
             "llama-2-7b": (32, 4096, 32, 32, 128, 11008, 32000),
             "llama-2-13b": (40, 5120, 40, 40, 128, 13824, 32000),
@@ -240,10 +263,15 @@ def _table() -> dict[str, Architecture]:
         },
     }
     tied = ("llama-3.2", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "gemma")
-    numbers = ("layers", "hidden", "heads", "key_value_heads", "head_size", "intermediate", "vocabulary")
+    short = {"llama-2-": 4096, "llama-3-": 8192, "gemma-2-": 8192}  # all others: 32,768 positions or more
     return {
         name: Architecture(
-            name, family, **dict(zip(numbers, row, strict=True)), tied=name.startswith(tied), biases=FAMILIES[family].biases
+            name,
+            family,
+            *row,
+            tied=name.startswith(tied),
+            biases=FAMILIES[family].biases,
+            positions=next((most for start, most in short.items() if name.startswith(start)), None),
         )
         for family, models in rows.items()
         for name, row in models.items()

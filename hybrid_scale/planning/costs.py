@@ -1,16 +1,15 @@
 """Formulas: bytes of weights, adapters, optimiser states, activations and loss on one GPU, line by line; the group that fits.
 
-No torch; parameter counts and widths come in from outside. The trainer and the planner use the same functions. Sources: QLoRA
+No torch; parameter counts and shapes come in from outside. The trainer and the planner use the same functions. Sources: QLoRA
 (2305.14314) for the 4-bit layout; ZeRO (1910.02054) for what is shared out; ZeRO++ (2306.10209) for the second copy inside a
 group (hpZ); traces of full-size models under torch's fake tensors for activations (tests/planning/test_trace.py repeats one).
 """
 
 from dataclasses import dataclass, field
-from typing import Self
 
 from hybrid_scale.config import ModelSettings, RunConfig
 from hybrid_scale.errors import ConfigError, describe
-from hybrid_scale.planning.architecture import FAMILIES, Architecture
+from hybrid_scale.planning.architecture import Architecture
 
 NF4_BYTES = 0.5
 NF4_STATE_BYTES = 1 / 64 + 4 / (64 * 256)
@@ -69,43 +68,21 @@ def count(architecture: Architecture, settings: ModelSettings) -> ParameterCount
     return ParameterCounts(quantised, architecture.encoder - quantised, adapters)
 
 
-@dataclass(frozen=True)
-class Widths:
-    """What a decoder's activations depend on."""
+def saved_bytes(a: Architecture, dtype_bytes: int = 2) -> float:
+    """Bytes a token and layer that a backward pass reads, LoRA on all linear layers.
 
-    hidden: int
-    intermediate: int
-    layers: int
-    attention: int | None = None
-    """Query heads x head size; None: `hidden`."""
-    key_value: int = 0
-    norms: int = 2
-    head_norms: bool = False
-    embedding: int = 0
-    """Weights of the embedding table; 0: not known."""
-
-    @classmethod
-    def of(cls, architecture: Architecture) -> Self:
-        family = FAMILIES[architecture.family]
-        a = architecture
-        widths = (a.hidden, a.intermediate, a.layers, a.attention_width, a.key_value_width)
-        return cls(*widths, family.norms, family.head_norms, a.embedding)
-
-    def saved(self, dtype_bytes: int = 2) -> float:
-        """Bytes a token and layer that a backward pass reads, LoRA on all linear layers.
-
-        Two norms: 2 h inputs in float32 and 2 h outputs. 4 a: queries, keys and values at full width and the output of
-        attention. 4 i: gate, activation, up and their product. Four norms: 2 h more inputs in float32; norms of heads: theirs.
-        Equal to the traced bytes of Llama 8B and 70B and Qwen3 8B and 32B but for 14 bytes a LoRA rank and 4 a head.
-        """
-        a, float32 = self.attention or self.hidden, max(4, dtype_bytes)
-        norms = 2 * self.hidden * (float32 + dtype_bytes) + float32 * self.hidden * (self.norms - 2)
-        norms += float32 * (a + self.key_value) if self.head_norms else 0
-        return norms + 4 * dtype_bytes * (a + self.intermediate)
+    Two norms: 2 h inputs in float32 and 2 h outputs. 4 a: queries, keys and values at full width and the output of
+    attention. 4 i: gate, activation, up and their product. Four norms: 2 h more inputs in float32; norms of heads: theirs.
+    Equal to the traced bytes of Llama 8B and 70B and Qwen3 8B and 32B but for 14 bytes a LoRA rank and 4 a head.
+    """
+    float32 = max(4, dtype_bytes)
+    norms = 2 * a.hidden * (float32 + dtype_bytes) + float32 * a.hidden * (a.traits.norms - 2)
+    norms += float32 * (a.attention_width + a.key_value_width) if a.traits.head_norms else 0
+    return norms + 4 * dtype_bytes * (a.attention_width + a.intermediate)
 
 
 def activation_bytes(
-    widths: Widths,
+    a: Architecture,
     micro_batch: int,
     kept: int,
     embedding: int,
@@ -118,24 +95,24 @@ def activation_bytes(
     pass without gradients.
 
     With checkpointing 2 h L a kept token (the layers' inputs), and for each token of the micro-batch what the layer being
-    recomputed saves, 4 h + 4 i of gradients in its backward (4 h more where there are four norms). Without: L x `saved`, and
-    28 h. Without gradients 8 h + 8 i. Adapters in float32 and LoRA dropout add what `_adapter_extra` says. Traced at 2,048 to
+    recomputed saves, 4 h + 4 i of gradients in its backward (4 h more where there are four norms). Without: L x `saved_bytes`
+    and 28 h. Without gradients 8 h + 8 i. Adapters in float32 and LoRA dropout add what `_adapter_extra` says. Traced at 2,048 to
     32,768 tokens (Llama 2 7B, Llama 3.1 8B and 70B, Qwen2.5 7B, Qwen3 8B and 32B), within 1 %; Gemma 3 27B 0.1 %, 1B +9 %.
     Attention is a fused kernel: eager attention (Gemma 2's soft cap) adds length^2 terms that aren't here.
     """
-    h, i, scale = widths.hidden, widths.intermediate, dtype_bytes / 2
+    h, i, scale = a.hidden, a.intermediate, dtype_bytes / 2
     without_gradients = embedding * (8 * h + 8 * i) * scale
-    saved = widths.saved(dtype_bytes)
-    extra = _adapter_extra(widths, checkpointing, float32_adapter and dtype_bytes < 4, dropout) * scale
+    saved = saved_bytes(a, dtype_bytes)
+    extra = _adapter_extra(a, checkpointing, float32_adapter and dtype_bytes < 4, dropout) * scale
     if checkpointing:
-        inside = saved + (4 * h + 4 * i + 2 * h * (widths.norms - 2)) * scale + extra
-        return max(kept * 2 * h * widths.layers * scale + micro_batch * inside, without_gradients)
-    return max(kept * widths.layers * (saved + extra) + micro_batch * 28 * h * scale, without_gradients)
+        inside = saved + (4 * h + 4 * i + 2 * h * (a.traits.norms - 2)) * scale + extra
+        return max(kept * 2 * h * a.layers * scale + micro_batch * inside, without_gradients)
+    return max(kept * a.layers * (saved + extra) + micro_batch * 28 * h * scale, without_gradients)
 
 
-def _adapter_extra(widths: Widths, checkpointing: bool, float32: bool, dropout: bool) -> float:
+def _adapter_extra(architecture: Architecture, checkpointing: bool, float32: bool, dropout: bool) -> float:
     """Bytes a token (and layer, without checkpointing) for casts to float32 and dropped inputs, from the same traces."""
-    h, i, a = widths.hidden, widths.intermediate, widths.attention or widths.hidden
+    h, i, a = architecture.hidden, architecture.intermediate, architecture.attention_width
     if not float32 and not dropout:
         return 0
     if not checkpointing:
@@ -176,14 +153,14 @@ class MemoryNeed:
 
 
 def memory_need(
-    config: RunConfig, counts: ParameterCounts, widths: Widths, world: int = 1, buffers: ZeroBuffers | None = None
+    config: RunConfig, counts: ParameterCounts, a: Architecture, world: int = 1, buffers: ZeroBuffers | None = None
 ) -> MemoryNeed:
-    """The need of a run whose decoder has these widths, on `world` ranks."""
+    """The need of a run whose decoder has this shape, on `world` ranks."""
     training, model = config.training, config.model
     dtype_bytes = DTYPE_BYTES[model.dtype]
     kept = max(training.max_kept_tokens or 0, training.max_tokens_per_micro_batch)
     activations = activation_bytes(
-        widths,
+        a,
         micro_batch=training.max_tokens_per_micro_batch,
         kept=0 if training.offload_activations and model.gradient_checkpointing else kept,
         embedding=training.max_tokens_per_embedding_batch,
@@ -197,12 +174,12 @@ def memory_need(
         texts=batch * (2 + negatives),
         columns=batch * (1 + negatives),
         rows=-(-batch // world),
-        size=widths.hidden,
+        size=a.hidden,
         max_logits=config.loss.max_logits,
         exchange_bytes=DTYPE_BYTES[config.loss.exchange],
     )
-    dequantised = dtype_bytes * widths.hidden * widths.intermediate if counts.quantised else 0.0
-    return MemoryNeed(counts, dtype_bytes, activations, dequantised, loss, buffers or ZeroBuffers(), widths.embedding)
+    dequantised = dtype_bytes * a.largest_linear if counts.quantised else 0.0
+    return MemoryNeed(counts, dtype_bytes, activations, dequantised, loss, buffers or ZeroBuffers(), a.embedding)
 
 
 def static_bytes(

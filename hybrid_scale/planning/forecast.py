@@ -20,7 +20,6 @@ from hybrid_scale.planning.costs import (
     MASTER_BYTES,
     RESERVE,
     ParameterCounts,
-    Widths,
     ZeroBuffers,
     count,
     gathered_bytes,
@@ -231,7 +230,7 @@ class Forecaster:
         return self.cluster.gpu.memory * (1 - RESERVE)
 
     def lines(self, config: RunConfig, stage: int, group: int) -> dict[str, float]:
-        need = memory_need(config, self.counts, Widths.of(self.architecture), self.cluster.world, self.zero.buffers)
+        need = memory_need(config, self.counts, self.architecture, self.cluster.world, self.zero.buffers)
         return memory_lines(need, self.cluster.world, stage, group)
 
     def memory(self, config: RunConfig, stage: int, group: int) -> float:

@@ -20,7 +20,8 @@ from hybrid_scale.data.records import Pairs
 from hybrid_scale.data.sampler import GlobalBatch, HybridSampler
 from hybrid_scale.data.text import TextEncoder
 from hybrid_scale.errors import ConfigError, RunError, describe
-from hybrid_scale.model.shape import Shape
+from hybrid_scale.planning.architecture import Architecture
+from hybrid_scale.planning.speed import attention_flops
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.train.checkpoint import Checkpoints
 from hybrid_scale.train.engine import Engine
@@ -42,7 +43,7 @@ class TrainingData:
     encoder: TextEncoder
     query_lengths: np.ndarray
     passage_lengths: np.ndarray
-    shape: Shape
+    shape: Architecture
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,18 @@ class Step:
     plan: Plan
 
 
-def budget(config: RunConfig, shape: Shape) -> Budget:
+def budget(config: RunConfig, shape: Architecture) -> Budget:
     """What one rank may execute at once."""
-    training = config.training
+    training, lora = config.training, config.model.lora
+    random = shape.dropout or (lora is not None and lora.dropout > 0)
     kept = training.max_kept_tokens or training.max_tokens_per_micro_batch
     return Budget(
         micro_batch=training.max_tokens_per_micro_batch,
         kept=0 if training.passes == "two_pass" else kept,
         # A pass that draws random numbers (dropout) is replayed micro-batch by micro-batch.
-        embedding=None if shape.dropout else training.max_tokens_per_embedding_batch,
+        embedding=None if random else training.max_tokens_per_embedding_batch,
         packed=config.model.packed,
-        quadratic=shape.quadratic(causal=config.model.attention == "causal"),
+        quadratic=attention_flops(shape, 1, config.model.attention == "causal") / (2 * shape.linear),
         length_tokens=LENGTH_TOKENS if config.model.attention_implementation == "packed" else 0.0,
     )
 

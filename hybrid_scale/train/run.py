@@ -21,11 +21,10 @@ from hybrid_scale.config import RunConfig, dump_config
 from hybrid_scale.data.records import Pairs
 from hybrid_scale.data.sampler import HybridSampler
 from hybrid_scale.data.text import TextEncoder, length_table, load_text_encoder
-from hybrid_scale.errors import ConfigError, ModelError, describe
+from hybrid_scale.errors import ConfigError, describe
 from hybrid_scale.model.load import DTYPES, count_parameters, load_embedder
 from hybrid_scale.model.shape import read_shape
-from hybrid_scale.planning.architecture import find
-from hybrid_scale.planning.costs import MemoryNeed, ParameterCounts, Widths, memory_need, static_bytes
+from hybrid_scale.planning.costs import MemoryNeed, ParameterCounts, memory_need, static_bytes
 from hybrid_scale.planning.forecast import read_zero
 from hybrid_scale.runs import RunDirectory, read_json, write_json
 from hybrid_scale.train import checkpoint, resume
@@ -219,14 +218,9 @@ def forced_before(run: RunDirectory) -> list[dict[str, Any]]:
 
 def choose_shard_group(config: RunConfig, data: TrainingData, world: int, gpus_per_node: int) -> int | None:
     """Ranks that share one copy of the weights, where the config leaves it open; None: the DeepSpeed JSON says."""
-    shape = data.shape
 
     def need() -> MemoryNeed:
-        try:
-            widths = Widths.of(find(config.model.base))  # as launch/plan.py counts them
-        except ModelError:
-            widths = Widths(shape.hidden, shape.intermediate, shape.layers, shape.attention_width, shape.key_value_width)
-        return memory_need(config, count_parameters(config.model), widths, world, read_zero(config).buffers)
+        return memory_need(config, count_parameters(config.model), data.shape, world, read_zero(config).buffers)
 
     return shard_group(config, need, world, gpus_per_node)
 

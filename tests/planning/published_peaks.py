@@ -15,7 +15,6 @@ from hybrid_scale.planning.costs import (
     CONTEXT_BYTES,
     MemoryNeed,
     ParameterCounts,
-    Widths,
     ZeroBuffers,
     activation_bytes,
     memory_lines,
@@ -73,11 +72,10 @@ class Peak:
 def predicted_peak(row: Peak) -> float:
     """Bytes, by the functions that plan our own runs."""
     a = row.architecture
-    widths = Widths.of(a)
     quantised = a.linear if row.quantised else 0
     adapters = a.lora(row.rank, row.targets)
     activations = activation_bytes(
-        widths, row.tokens, row.tokens, 0, 2, row.checkpointing, row.float32_adapter, row.dropout and row.checkpointing
+        a, row.tokens, row.tokens, 0, 2, row.checkpointing, row.float32_adapter, row.dropout and row.checkpointing
     )
     logits = row.tokens * row.logit_bytes * a.vocabulary
     if row.checkpointing:

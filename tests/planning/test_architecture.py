@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM
 
+from hybrid_scale.config import ModelSettings
 from hybrid_scale.errors import ModelError
+from hybrid_scale.model.shape import read_shape
 from hybrid_scale.planning.architecture import KNOWN, Architecture, find, from_config
 
 PUBLISHED = {  # billions, the head counted unless tied: model cards
@@ -92,6 +94,36 @@ def test_a_config_json_gives_the_same_shape(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(as_config(KNOWN[name])))
     found = find(str(tmp_path))
     assert (found.total, found.linear, found.small) == (KNOWN[name].total, KNOWN[name].linear, KNOWN[name].small)
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "mistral-nemo", "qwen2.5-0.5b", "qwen3-4b", "gemma-2-9b", "gemma-3-1b"])
+def test_trainer_and_planner_read_the_same_shape(tmp_path: Path, name: str) -> None:
+    """transformers' own config, written and read back by AutoConfig, and by the planner from its JSON."""
+    a = KNOWN[name]
+    CONFIG_MAPPING[a.family](**{key: value for key, value in as_config(a).items() if key != "model_type"}).save_pretrained(
+        tmp_path
+    )
+    shape = read_shape(ModelSettings(base=str(tmp_path)))
+    assert shape == find(str(tmp_path))
+    assert (shape.linear, shape.total, shape.small, shape.dropout) == (a.linear, a.total, a.small, False)
+
+
+def test_a_trainer_accepts_types_that_the_planner_has_no_shape_for(tmp_path: Path) -> None:
+    """Starcoder2 draws random numbers; Olmo names no key-value heads of its own."""
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
+    for kind, heads, drops in (("starcoder2", 2, True), ("olmo", 4, False)):
+        options = {"num_key_value_heads": 2, "residual_dropout": 0.1} if kind == "starcoder2" else {}
+        CONFIG_MAPPING[kind](**sizes, **options).save_pretrained(tmp_path)
+        shape = read_shape(ModelSettings(base=str(tmp_path)))
+        found = (shape.hidden, shape.layers, shape.key_value_heads, shape.head_size, shape.dropout)
+        assert found == (64, 2, heads, 16, drops)
+        with pytest.raises(ModelError, match="the planner has no shape for this type"):
+            find(str(tmp_path))
+    CONFIG_MAPPING["resnet"]().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"config.json: found .* is missing"):
+        read_shape(ModelSettings(base=str(tmp_path)))
+    with pytest.raises(ModelError, match=r"model.base: found '.*none'; its config.json can't be read"):
+        read_shape(ModelSettings(base=str(tmp_path / "none")))
 
 
 def test_a_nested_config_json_is_read() -> None:

@@ -8,32 +8,33 @@ import pytest
 
 from hybrid_scale.config import RunConfig, validate
 from hybrid_scale.errors import ConfigError
-from hybrid_scale.planning.architecture import KNOWN
+from hybrid_scale.planning.architecture import KNOWN, Architecture
 from hybrid_scale.planning.costs import (
     MemoryNeed,
     ParameterCounts,
-    Widths,
     activation_bytes,
     loss_bytes,
     memory_lines,
     memory_need,
     needed_bytes,
+    saved_bytes,
     smallest_shard_group,
     static_bytes,
 )
 
 # Linear weights, embeddings and norms, LoRA rank 16 on all linear layers; hidden, intermediate, layers.
-LLAMA_70B = (ParameterCounts(68_451_000_000, 1_051_000_000, 207_100_000), Widths.of(KNOWN["llama-3.1-70b"]))
-LLAMA_8B = (ParameterCounts(6_979_000_000, 526_000_000, 41_900_000), Widths.of(KNOWN["llama-3.1-8b"]))
-MISTRAL_7B = (ParameterCounts(6_979_000_000, 131_000_000, 41_900_000), Widths.of(KNOWN["mistral-7b-v0.1"]))
+LLAMA_70B = (ParameterCounts(68_451_000_000, 1_051_000_000, 207_100_000), KNOWN["llama-3.1-70b"])
+LLAMA_8B = (ParameterCounts(6_979_000_000, 526_000_000, 41_900_000), KNOWN["llama-3.1-8b"])
+MISTRAL_7B = (ParameterCounts(6_979_000_000, 131_000_000, 41_900_000), KNOWN["mistral-7b-v0.1"])
+STEP_MODEL = Architecture("benchmarks/step.py", "llama", 4, 256, 4, 4, 64, 704, 16_000)
 
-Model = tuple[ParameterCounts, Widths]
+Model = tuple[ParameterCounts, Architecture]
 
 
 def group(model: Model, world: int, gib: float, tokens: int = 4096, node: int = 8) -> int:
-    counts, widths = model
-    activations = activation_bytes(widths, tokens, tokens, 16384)
-    need = MemoryNeed(counts, 2, activations, 2 * widths.hidden * widths.intermediate)
+    counts, shape = model
+    activations = activation_bytes(shape, tokens, tokens, 16384)
+    need = MemoryNeed(counts, 2, activations, 2 * shape.hidden * shape.intermediate)
     return smallest_shard_group(need, world, min(node, world), gib * 2**30)
 
 
@@ -68,14 +69,14 @@ def test_hpz_holds_a_second_copy() -> None:
 def test_activations_of_a_70b_token() -> None:
     """By hand: inputs of 80 layers, 1.311 MB; one layer 24 h + 12 i = .541 MB. Traced at 2,048 tokens: 3,621 MiB; without
     checkpointing 394,728 bytes a token and layer."""
-    widths = LLAMA_70B[1]
-    assert activation_bytes(widths, 1, 1, 0) == 2 * 8192 * 80 + 24 * 8192 + 12 * 28672
-    assert activation_bytes(widths, 0, 0, 1) == 8 * (8192 + 28672)
-    assert activation_bytes(widths, 2048, 2048, 0) == pytest.approx(3621 * 2**20, rel=0.003)
-    assert activation_bytes(widths, 1, 1, 0, checkpointing=False) == pytest.approx(80 * 394_728, rel=0.01)
-    assert activation_bytes(widths, 1, 1, 0, float32_adapter=True) == pytest.approx(80 * 16384 + 856_842 - 8192, rel=0.005)
-    assert activation_bytes(widths, 1, 1, 0, dropout=True) == pytest.approx(80 * 16384 + 772_202, rel=0.005)
-    assert activation_bytes(widths, 1, 1, 0, float32_adapter=True, dropout=True) == pytest.approx(
+    shape = LLAMA_70B[1]
+    assert activation_bytes(shape, 1, 1, 0) == 2 * 8192 * 80 + 24 * 8192 + 12 * 28672
+    assert activation_bytes(shape, 0, 0, 1) == 8 * (8192 + 28672)
+    assert activation_bytes(shape, 2048, 2048, 0) == pytest.approx(3621 * 2**20, rel=0.003)
+    assert activation_bytes(shape, 1, 1, 0, checkpointing=False) == pytest.approx(80 * 394_728, rel=0.01)
+    assert activation_bytes(shape, 1, 1, 0, float32_adapter=True) == pytest.approx(80 * 16384 + 856_842 - 8192, rel=0.005)
+    assert activation_bytes(shape, 1, 1, 0, dropout=True) == pytest.approx(80 * 16384 + 772_202, rel=0.005)
+    assert activation_bytes(shape, 1, 1, 0, float32_adapter=True, dropout=True) == pytest.approx(
         80 * 16384 + 1_231_178, rel=0.005
     )
 
@@ -86,9 +87,9 @@ def test_activations_of_a_70b_token() -> None:
 )
 def test_activations_of_other_traced_models(model: str, layer: int, inside: int) -> None:
     """Bytes a token traced at depths 2 and 4, 2,048 tokens in 4 texts: what a layer saves, and what the recomputed one needs."""
-    widths = Widths.of(KNOWN[model])
-    assert widths.saved() == pytest.approx(layer, rel=0.01)
-    assert activation_bytes(widths, 1, 0, 0) == pytest.approx(inside, rel=0.015)
+    shape = KNOWN[model]
+    assert saved_bytes(shape) == pytest.approx(layer, rel=0.01)
+    assert activation_bytes(shape, 1, 0, 0) == pytest.approx(inside, rel=0.015)
 
 
 def test_a_kept_token_costs_the_inputs_of_its_layers() -> None:
@@ -98,9 +99,9 @@ def test_a_kept_token_costs_the_inputs_of_its_layers() -> None:
 
 def test_needed_bytes_of_a_replica_by_hand() -> None:
     """70B, one GPU: 34.23 + 1.09 (state) + 2.10 (table) + 207.1e6 x 20 bytes = 41.56 GB; buckets .16; a token's 1.9 MB."""
-    counts, widths = LLAMA_70B
+    counts, shape = LLAMA_70B
     by_hand = (34.2255e9 + 1.08626e9 + 2.102e9 + 4.142e9 + 0.16e9 + 1.851e6) * 1.12 + 1.3e9
-    assert needed_bytes(MemoryNeed(counts, 2, activation_bytes(widths, 1, 1, 0)), 1, 1) == pytest.approx(by_hand, rel=1e-4)
+    assert needed_bytes(MemoryNeed(counts, 2, activation_bytes(shape, 1, 1, 0)), 1, 1) == pytest.approx(by_hand, rel=1e-4)
 
 
 def test_lines_of_a_shared_model_by_hand() -> None:
@@ -177,8 +178,8 @@ def test_fewer_tokens_fit_a_smaller_group() -> None:
 
 def test_groups_stay_inside_a_node_and_divide_the_world() -> None:
     """12 GPUs in nodes of 6: 1, 2, 6, 12; 4 would straddle two nodes."""
-    counts, widths = LLAMA_70B
-    need = MemoryNeed(counts, 2, activation_bytes(widths, 4096, 4096, 0))
+    counts, shape = LLAMA_70B
+    need = MemoryNeed(counts, 2, activation_bytes(shape, 4096, 4096, 0))
     chosen = {smallest_shard_group(need, 12, 6, gib * 2**30) for gib in range(19, 81)}
     assert chosen == {1, 2, 6, 12}
 
@@ -190,18 +191,18 @@ def run_config(**training: object) -> RunConfig:
 
 def test_the_need_of_a_run_is_read_from_its_config() -> None:
     """70B shape: a kept token costs 1.31 MB, one of the micro-batch .54 MB more."""
-    counts, widths = LLAMA_70B
+    counts, shape = LLAMA_70B
     kept, inside = 2 * 8192 * 80, 24 * 8192 + 12 * 28672
 
     def activations(**training: object) -> float:
         tokens = {"max_tokens_per_micro_batch": 1000, "max_tokens_per_embedding_batch": 512, **training}
-        return memory_need(run_config(**tokens), counts, widths).activations
+        return memory_need(run_config(**tokens), counts, shape).activations
 
     assert activations() == 1000 * (kept + inside)
     assert activations(max_kept_tokens=3000) == 3000 * kept + 1000 * inside
     assert activations(max_kept_tokens=3000, offload_activations=True) == 1000 * inside
     assert activations(max_tokens_per_embedding_batch=100_000) == 100_000 * 8 * (8192 + 28672)
-    need = memory_need(run_config(), counts, widths, world=8)
+    need = memory_need(run_config(), counts, shape, world=8)
     assert need.dequantised == 2 * 8192 * 28672
     assert need.table == 128256 * 8192
     assert need.loss == loss_bytes(128, 64, 8, 8192, 16_777_216, 4)
@@ -248,5 +249,5 @@ def test_activations_against_memory_of_ranks(system: str, kept: int, tolerance: 
     """
     measured = results("step.json")["A"]["systems"][system]["training_mib"] * 2**20
     tokens = min(kept, 3975)
-    formula = activation_bytes(Widths(256, 704, 4), 512, tokens, 512, 4, checkpointing=False)
+    formula = activation_bytes(STEP_MODEL, 512, tokens, 512, 4, checkpointing=False)
     assert formula == pytest.approx(measured, rel=tolerance)

@@ -28,7 +28,7 @@ from hybrid_scale.model.load import load_embedder
 from hybrid_scale.model.shape import read_shape
 from hybrid_scale.model.tiny import write_model
 from hybrid_scale.planning.architecture import KNOWN
-from hybrid_scale.planning.costs import DTYPE_BYTES, Widths, activation_bytes
+from hybrid_scale.planning.costs import DTYPE_BYTES, activation_bytes
 from hybrid_scale.planning.speed import attention_flops, step_flops
 from tests.train.setup import make_config, write_inputs
 
@@ -190,14 +190,14 @@ def test_operations_of_a_pass_without_gradients() -> None:
 def test_activations_of_a_70b(checkpointing: bool, gigabytes: float) -> None:
     """To 3 %; the absolute size pins the trace itself."""
     traced = at_depth(80, checkpointing=checkpointing)
-    formula = activation_bytes(Widths.of(LLAMA), TOKENS, TOKENS, 0, checkpointing=checkpointing)
+    formula = activation_bytes(LLAMA, TOKENS, TOKENS, 0, checkpointing=checkpointing)
     assert traced.peak == pytest.approx(gigabytes * 1e9, rel=0.01)
     assert formula == pytest.approx(traced.peak, rel=0.03)
 
 
 def test_activations_without_gradients() -> None:
     traced = at_depth(80, gradients=False)
-    assert activation_bytes(Widths.of(LLAMA), 0, 0, TOKENS) == pytest.approx(traced.peak, rel=0.03)
+    assert activation_bytes(LLAMA, 0, 0, TOKENS) == pytest.approx(traced.peak, rel=0.03)
 
 
 # Our own embedder, real tensors: packed attention, reentrant checkpointing, adapters that follow the activations
@@ -236,7 +236,6 @@ def test_activations_of_our_embedder(folder: Path, model: dict[str, Any], gradie
         embeddings = embedder(**batch)
         if gradients:
             embeddings.sum().backward()
-    widths = Widths(shape.hidden, shape.intermediate, shape.layers, shape.attention_width, shape.key_value_width)
     tokens = (TOKENS, TOKENS, 0) if gradients else (0, 0, TOKENS)
-    formula = activation_bytes(widths, *tokens, DTYPE_BYTES[config.dtype], config.gradient_checkpointing)
+    formula = activation_bytes(shape, *tokens, DTYPE_BYTES[config.dtype], config.gradient_checkpointing)
     assert formula == pytest.approx(storages.peak, rel=tolerance)
