@@ -1,7 +1,8 @@
 """A training run that is killed, filled up and corrupted on purpose, and what must hold afterwards.
 
-Each start is the real door (`launch/train.py`) in W fresh processes; faults hit when a given step stands in metrics.jsonl. What a
-start must resume from is told by what the campaign itself did to the files, not by the code under test.
+Each start is the real door (`launch/train.py`) in W fresh processes; faults hit when a given step stands in metrics.jsonl: soon
+after, or exactly there, where rank 0 is made to wait for its fault. What a start must resume from is told by what the campaign
+itself did to the files, not by the code under test.
 """
 
 import contextlib
@@ -23,12 +24,13 @@ from typing import Any
 from hybrid_scale.config import RunConfig, dump_config
 from hybrid_scale.runs import RunDirectory
 from tests.ranks import launcher_environment, make_context
+from tests.train.holds import Hold, number_of
 
 Fault = Callable[["Start"], None]
 EXITS = {"done": 0, "wrong": 2, "stopped": 3, "lost": 4}
 
 
-def rank_main(environment: dict[str, str], log: str, config: str, file_limit: int | None) -> None:
+def rank_main(environment: dict[str, str], log: str, config: str, file_limit: int | None, hold: Hold | None) -> None:
     """The life of one rank: the door, its output in `log`; no file may grow beyond `file_limit` bytes."""
     os.environ.update(environment)
     with open(log, "a") as file:
@@ -41,6 +43,8 @@ def rank_main(environment: dict[str, str], log: str, config: str, file_limit: in
     torch.set_num_threads(1)
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
+    if hold is not None:
+        hold.install()
     sys.argv = ["train.py", config]
     code = train.main()
     sys.stdout.flush()
@@ -56,7 +60,9 @@ class Start:
     world: int
     number: int
     file_limit: int | None = None
-    timeout: float = 300.0
+    hold_at: int | None = None
+    hold_in_a_write: bool = False
+    timeout: float = 600.0
     processes: list[ForkServerProcess] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -66,10 +72,13 @@ class Start:
         self.logs = [place / f"{self.number:03d}-rank{rank}.log" for rank in range(self.world)]
         config = place / f"{self.number:03d}.yaml"
         config.write_text(dump_config(self.config))
+        hold = None if self.hold_at is None else Hold(self.hold_at, place / f"{self.number:03d}-go", self.hold_in_a_write)
+        self.hold = hold
         shared = launcher_environment(self.world)
         self.end = time.monotonic() + self.timeout
         for rank in range(self.world):
-            given = ({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, str(self.logs[rank]), str(config), self.file_limit)
+            own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            given = (own, str(self.logs[rank]), str(config), self.file_limit, hold if rank == 0 else None)
             self.processes.append(make_context().Process(target=rank_main, args=given, daemon=True))
             self.processes[-1].start()
 
@@ -83,6 +92,14 @@ class Start:
             assert time.monotonic() < self.end, f"step {step} did not come:\n{self.output()}"
             time.sleep(0.01)
 
+    def wait_for_a_write(self, step: int) -> None:
+        """Until a checkpoint of `step` or later is seen half written, or rank 0 has ended."""
+        while self.processes[0].is_alive():
+            if any(number_of(part) >= step for part in self.run.checkpoints.glob(".step_*.part")):
+                return
+            assert time.monotonic() < self.end, f"no checkpoint was begun:\n{self.output()}"
+            time.sleep(0.0003)
+
     @property
     def logged_before(self) -> int:
         """Lines of metrics.jsonl at this start."""
@@ -91,11 +108,14 @@ class Start:
         return self._before
 
     def kill(self, ranks: list[int], number: int = signal.SIGKILL) -> None:
+        """Send a signal; whoever was held goes on."""
         for rank in ranks:
             with contextlib.suppress(ProcessLookupError):
                 pid = self.processes[rank].pid
                 assert pid is not None
                 os.kill(pid, number)
+        if self.hold is not None:
+            self.hold.released.touch()
 
     def codes(self) -> list[int]:
         """Exit codes, when all have ended. AssertionError with all output when one doesn't end."""
@@ -125,15 +145,17 @@ class Campaign:
     """Folders that this campaign damaged and no start has replaced yet."""
     events: list[dict[str, Any]] = field(default_factory=list)
     starts: int = 0
+    exact: bool = False
+    """Whether rank 0 waits for its fault; else the fault is a race with the training, as outside of tests."""
     resize: Callable[[int], None] | None = None
     """Sets the size of the checkpoints' file system; without it a full disk is played by a limit on the size of files."""
 
     def __post_init__(self) -> None:
         self.run = RunDirectory(self.config.run.directory)
 
-    def start(self, world: int = 2, file_limit: int | None = None) -> Start:
+    def start(self, world: int = 2, **how: Any) -> Start:
         self.starts += 1
-        start = Start(self.config, world, self.starts, file_limit)
+        start = Start(self.config, world, self.starts, **how)
         assert start.logged_before >= 0
         return start
 
@@ -151,8 +173,9 @@ class Campaign:
         expected, warned = self.expected(), set(self.damaged)
         self.before_full = {folder.name for folder in self.folders()} - self.damaged
         limit = self._fill_up() if kind == "full" else None
-        start = self.start(world, limit)
         step = min(expected + self.chance.randint(3, 5), self.config.training.max_steps - 4)
+        held = step if self.exact and kind != "full" else None
+        start = self.start(world, file_limit=limit, hold_at=held, hold_in_a_write=kind == "kill in a write")
         began = time.monotonic()
         faults: dict[str, Fault] = {
             "kill one": lambda s: self._kill_one(s, step),
@@ -230,10 +253,10 @@ class Campaign:
 
     def _kill_in_a_write(self, start: Start, step: int) -> None:
         """Everything dies as soon as a checkpoint is seen half written."""
-        start.wait_for_step(step)
+        if not self.exact:
+            start.wait_for_step(step)
+        start.wait_for_a_write(step)
         self._forget_replaced()
-        while not list(self.run.checkpoints.glob(".step_*.part")) and start.processes[0].is_alive():
-            time.sleep(0.0003)
         start.kill(list(range(start.world)))
         assert start.codes() == [-signal.SIGKILL] * start.world
 
