@@ -5,33 +5,48 @@ Works with and without a process group: one process is a world of one. Knows no 
 
 import datetime
 import os
+import sys
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as c10d
 
-from hybrid_scale.errors import HybridScaleError, RunError
+from hybrid_scale import gpu
+from hybrid_scale.errors import HybridScaleError, RunError, describe
+
+JOIN_SECONDS = 1800.0
 
 
 def backend() -> str:
     """`nccl` where a GPU is visible, else `gloo`."""
-    return "nccl" if torch.cuda.is_available() else "gloo"
+    return "nccl" if gpu.present() else "gloo"
 
 
-def start(timeout_seconds: float = 1800.0) -> None:
-    """Join the process group that the launcher describes in the environment; nothing without a launcher."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+def start(timeout_seconds: float = 24 * 3600.0) -> None:
+    """Join the process group that the launcher describes in the environment; nothing without a launcher.
+
+    `timeout_seconds`: how long ranks wait for one that works alone, as rank 0 does while it tokenises a large data set. Rank and
+    launcher notice a rank that dies before that, `train.watch` one that hangs. Ranks have JOIN_SECONDS to appear.
+    """
+    gpu.take(int(os.environ.get("LOCAL_RANK", "0")))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not c10d.is_initialized():
-        c10d.init_process_group(backend(), timeout=datetime.timedelta(seconds=timeout_seconds))
+        ours = device() if gpu.present() else None  # NCCL connects now instead of in the first step, and knows its GPU
+        join = min(JOIN_SECONDS, timeout_seconds)
+        c10d.init_process_group(backend(), timeout=datetime.timedelta(seconds=join), device_id=ours)
+        c10d.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=timeout_seconds))
     expected = int(os.environ.get("HS_EXPECT_WORLD", world_size()))
     if expected != world_size():
         raise RunError(f"HS_EXPECT_WORLD: {expected} ranks were asked for, {world_size()} joined: two worlds are training apart.")
 
 
 def stop() -> None:
-    if c10d.is_initialized():
+    """Leave the process group; nothing without one."""
+    if not c10d.is_initialized():
+        return
+    if backend() == "nccl" and sys.exc_info()[1] is not None:
+        c10d.distributed_c10d._abort_process_group()  # leaving in order waits for collectives that other ranks never join
+    else:
         c10d.destroy_process_group()
 
 
@@ -60,7 +75,7 @@ def local_world_size() -> int:
 
 def device() -> torch.device:
     """This rank's accelerator, or the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return gpu.device()
 
 
 def barrier() -> None:
@@ -205,13 +220,18 @@ class SideGroup:
     Collectives of a group must be called in one order on every rank, and those of two groups on one GPU may wait for each
     other for good. Neither can happen here, over NCCL or gloo: the group shares no socket, queue or GPU with the training, and
     its one thread has one exchange outstanding. A rank that dies is an error at once, one that hangs after `timeout_seconds`.
-    On several nodes gloo finds its network by the host's name, or by GLOO_SOCKET_IFNAME.
+    On several nodes gloo finds its network by the host's name, or by GLOO_SOCKET_IFNAME. Raises RunError: it finds none.
     """
 
     def __init__(self, timeout_seconds: float = 600.0):
         self.group = None
         if world_size() > 1:
-            self.group = c10d.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_seconds))
+            try:
+                self.group = c10d.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_seconds))
+            except RuntimeError as error:
+                rule = f"the ranks can't reach each other through gloo ({str(error).splitlines()[0]})"
+                remedy = "Set it to the network interface that all nodes share (`ip -brief address` lists them)."
+                raise RunError(describe("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME"), rule, remedy)) from error
 
     def gather(self, row: torch.Tensor) -> torch.Tensor | None:
         """[n] in host memory of every rank -> [W, n] on rank 0, None on the others."""

@@ -21,7 +21,7 @@ PLANNING = tuple(f"planning.{name}" for name in ("architecture", "hardware", "co
 """In their order: each may import those before it."""
 PLAIN = ("errors", "config", "runs", *PLANNING, "statistics")
 """The ground without torch."""
-GROUND = (*PLAIN, "dist")
+GROUND = (*PLAIN, "gpu", "dist")
 MATERIALS = (*GROUND, "data", "model")
 STUDY = ("study", "study.jobs", "study.results", "study.report")
 """In their order, as PLANNING."""
@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "config": ("errors",),
     "runs": ("errors", "config"),
     **{part: ("errors", "config", *PLANNING[:level]) for level, part in enumerate(PLANNING)},
-    "dist": ("errors", "config"),
+    "gpu": ("errors",),
+    "dist": ("errors", "config", "gpu"),
     "statistics": ("errors",),
     "data": (*GROUND, "data"),
     "model": (*GROUND, "model"),

@@ -18,6 +18,7 @@ from safetensors.torch import load_file  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import AutoConfig, AutoModel, PretrainedConfig  # noqa: E402
 
+from hybrid_scale import gpu  # noqa: E402
 from hybrid_scale.config import LoraSettings, ModelSettings  # noqa: E402
 from hybrid_scale.errors import ModelError, describe  # noqa: E402
 from hybrid_scale.model import packing  # noqa: E402
@@ -70,7 +71,7 @@ def _load_backbone(settings: ModelSettings, shards: dict[str, Any] | None) -> An
             backbone = load_sharded(settings, config, attention, shards)
         if backbone is None:
             backbone = _load_whole(settings, config, attention)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # ImportError: flash attention that isn't installed
         raise ModelError(describe("model.base", settings.base, f"the model can't be loaded: {error}")) from None
     for module in backbone.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -85,8 +86,8 @@ def _load_whole(settings: ModelSettings, config: PretrainedConfig, attention: st
     if settings.quantization == "nf4":
         if not hasattr(config, "quantization_config"):  # written in 4 bits: it says itself how
             options["quantization_config"] = nf4(DTYPES[settings.dtype])
-        if torch.cuda.is_available():
-            options["device_map"] = {"": torch.cuda.current_device()}
+        if gpu.present():
+            options["device_map"] = {"": gpu.device()}
     return AutoModel.from_pretrained(
         settings.base,
         config=config,
@@ -145,8 +146,7 @@ def _add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> PeftMod
         lora_dropout=settings.dropout,
         target_modules=targets,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with gpu.seeded(seed):
         try:
             return get_peft_model(backbone, config)
         except ValueError as error:

@@ -6,9 +6,10 @@ Knows nothing of prepared data: texts come in as an iterator.
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+
+from hybrid_scale import gpu
 
 END = "<|end|>"
 
@@ -45,8 +46,7 @@ def write_model(folder: Path, vocabulary: int, hidden: int, layers: int, heads: 
         eos_token_id=0,
         pad_token_id=0,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with gpu.seeded(seed):
         model = LlamaModel(config)
     model.save_pretrained(folder)
     return model

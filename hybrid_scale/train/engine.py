@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
-from hybrid_scale import dist
+from hybrid_scale import dist, gpu
 from hybrid_scale.config import OptimizerSettings, RunConfig
 from hybrid_scale.errors import ConfigError, RunError, describe
 from hybrid_scale.model.embedder import Embedder
@@ -70,7 +70,7 @@ def make_accelerator(config: RunConfig, run_directory: Path, group: int | None =
             deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(backend=dist.backend())], **options
         )
     else:
-        accelerator = Accelerator(cpu=not torch.cuda.is_available(), **options)
+        accelerator = Accelerator(cpu=not gpu.present(), **options)
     if accelerator.num_processes != dist.world_size():
         raise RunError(f"Accelerate counts {accelerator.num_processes} ranks, the process group has {dist.world_size()}.")
     return accelerator
@@ -163,8 +163,9 @@ def shard_group(config: RunConfig, need: Callable[[], MemoryNeed], world: int, g
 def _gpu_bytes(config: RunConfig) -> float:
     if config.training.gpu_memory_gib is not None:
         return config.training.gpu_memory_gib * 2**30
-    if torch.cuda.is_available():
-        return float(torch.cuda.get_device_properties(dist.device()).total_memory)
+    held = gpu.total_bytes()
+    if held is not None:
+        return float(held)
     rule = "shard_group: auto needs a GPU's memory and there is no GPU here"
     raise ConfigError(describe("training.gpu_memory_gib", None, rule, "State the memory of the GPUs that will train."))
 

@@ -15,7 +15,7 @@ from typing import Self
 
 import torch
 
-from hybrid_scale import dist
+from hybrid_scale import dist, gpu
 from hybrid_scale.config import LossSettings
 from hybrid_scale.data.partition import Plan
 from hybrid_scale.errors import RunError, describe
@@ -76,15 +76,19 @@ def forward_backward(
 ) -> float:
     """Accumulate the gradient of the whole batch's loss; returns that loss, equal on every rank.
 
-    `offload` holds what kept graphs save in host memory. Raises NotFinite.
+    `offload` holds what kept graphs save in host memory. Raises NotFinite, and RunError on a rank whose GPU's memory ran out.
     """
-    embedded, states = embed_without_graphs(engine, share, plan)
-    kept = embed_with_graphs(engine, share, plan, offload)
+    with gpu.bounded_by("training.max_tokens_per_embedding_batch", "embedding without gradients"):
+        embedded, states = embed_without_graphs(engine, share, plan)
+    with gpu.bounded_by("training.max_kept_tokens or training.max_tokens_per_micro_batch", "embedding with gradients"):
+        kept = embed_with_graphs(engine, share, plan, offload)
     exchanged = exchange(kept, embedded, share, plan, settings)
     if texts := exchanged.not_finite():
         raise NotFinite(texts)
-    loss, cache = build_cache(exchanged, share, targets, settings)
-    push(engine, share, kept, states, cache)
+    with gpu.bounded_by("loss.max_logits", "computing the loss"):
+        loss, cache = build_cache(exchanged, share, targets, settings)
+    with gpu.bounded_by("training.max_tokens_per_micro_batch", "computing gradients"):
+        push(engine, share, kept, states, cache)
     return loss
 
 
@@ -106,7 +110,7 @@ def embed_with_graphs(engine: Engine, share: Share, plan: Plan, offload: bool) -
     """Embeddings of the kept micro-batches, with their graphs."""
     place: AbstractContextManager[None] = nullcontext()
     if offload:
-        place = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+        place = torch.autograd.graph.save_on_cpu(pin_memory=gpu.present())
     with place:
         return [engine.embed(batch) for batch in share.micro_batches[: plan.kept]]
 
@@ -164,11 +168,10 @@ def push(
 
 def _random_state() -> tuple[torch.Tensor, ...]:
     """The CPU's random state and, where there is one, this rank's GPU's."""
-    cuda = (torch.cuda.get_rng_state(),) if torch.cuda.is_available() else ()
-    return (torch.get_rng_state(), *cuda)
+    ours = gpu.random_state()
+    return (torch.get_rng_state(),) if ours is None else (torch.get_rng_state(), ours)
 
 
 def _set_random_state(state: tuple[torch.Tensor, ...]) -> None:
     torch.set_rng_state(state[0])
-    if len(state) > 1:
-        torch.cuda.set_rng_state(state[1])
+    gpu.set_random_state(state[1] if len(state) > 1 else None)

@@ -5,7 +5,6 @@ Knows neither how a checkpoint is written nor which one is the latest.
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers.utils.hub import cached_file
 
-from hybrid_scale import dist
+from hybrid_scale import dist, gpu
 from hybrid_scale.config import ModelSettings, RunConfig, validate
 from hybrid_scale.errors import RunError
 from hybrid_scale.runs import barred, read_json
@@ -118,6 +117,4 @@ def load_optimizer(folder: Path, engine: Engine) -> None:
     states = load_file(folder / "engine" / "random.safetensors")
     if sum(name.startswith("cpu_") for name in states) == dist.world_size():
         torch.set_rng_state(states[f"cpu_{dist.rank()}"])
-        with suppress(KeyError):  # saved without a GPU
-            if torch.cuda.is_available():
-                torch.cuda.set_rng_state(states[f"cuda_{dist.rank()}"])
+        gpu.set_random_state(states.get(f"cuda_{dist.rank()}"))  # None: saved without a GPU

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hybrid_scale import dist
+from hybrid_scale import dist, gpu
 from hybrid_scale.train.engine import MOMENTS, DeepSpeedEngine, Engine, PlainEngine
 
 KINDS = ("weights", *MOMENTS)
@@ -57,7 +57,7 @@ class Snapshot:
     def __init__(self, engine: Engine):
         self.engine = engine
         self.places = _places(engine)
-        self.buffers = {kind: [_host(flat) for flat in _flats(engine)] for kind in KINDS}
+        self.buffers = {kind: [gpu.pinned(flat.numel(), flat.dtype) for flat in _flats(engine)] for kind in KINDS}
         self.step = torch.zeros(())
         self.random: dict[str, torch.Tensor] = {}
 
@@ -70,9 +70,10 @@ class Snapshot:
         if flats:
             self.step = torch.as_tensor(_optimizer(self.engine).state[flats[0]]["step"]).cpu().clone()
         self.random = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            self.random["cuda"] = torch.cuda.get_rng_state()
-            torch.cuda.synchronize()
+        ours = gpu.random_state()
+        if ours is not None:
+            self.random["cuda"] = ours
+        gpu.synchronize()  # the copies above are queued: the next update would overtake them
 
     def whole(self, side: dist.SideGroup) -> State | None:
         """What `copy` took on all ranks, put together on rank 0; None on the others. Every rank's thread calls it."""
@@ -98,12 +99,6 @@ class Snapshot:
 def _known(rows: torch.Tensor | None) -> torch.Tensor:
     assert rows is not None, "gathered on rank 0"
     return rows
-
-
-def _host(flat: torch.Tensor) -> torch.Tensor:
-    """Host memory for a flat copy, touched here so that the first checkpoint doesn't wait for its pages."""
-    pinned = torch.cuda.is_available()
-    return torch.zeros(flat.numel(), dtype=flat.dtype, pin_memory=pinned).fill_(0)
 
 
 def _optimizer(engine: Engine) -> Any:
