@@ -88,19 +88,20 @@ def run_study(
 
     Raises RunError before the first start: a directory holds another config, the study is running already, here or in Slurm.
     """
-    with only_one(plan.directory), _terminate_as_interrupt():
+    with only_one(plan.directory), _Asked() as asked:
         refuse_if_submitted(plan)
         for run in plan.runs:
             RunDirectory(run.directory).create(run.config)
         env = environment(plan.config.launch.processes)
         for position, run in enumerate(plan.runs, start=1):
+            asked.leave_if_asked()
             label = f"[{position}/{len(plan.runs)}] {run.id}"
             if RunDirectory(run.directory).status()["status"] == "done":
                 print(f"{label}: done already", file=output, flush=True)
             else:
-                _run_one(run, command(run), env, _Line(label, output), poll_seconds)
+                _run_one(run, command(run), env, _Line(label, output), poll_seconds, asked)
             if evaluate and RunDirectory(run.directory).status()["status"] == "done":
-                _evaluate_one(run, plan.config.evaluate, evaluate, env, _Line(label, output), poll_seconds)
+                _evaluate_one(run, plan.config.evaluate, evaluate, env, _Line(label, output), poll_seconds, asked)
     return [run for run in plan.runs if not _complete(run, plan.config.evaluate if evaluate else ())]
 
 
@@ -109,21 +110,28 @@ def _complete(run: PlannedRun, sets: Sequence[str]) -> bool:
     return directory.status()["status"] == "done" and not missing(directory, sets)
 
 
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM raises SystemExit here, so that a child is told and waited for."""
+class _Asked:
+    """SIGTERM within the block, looked for where a child is waited for: one just started must be told and waited for too."""
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+    def __enter__(self) -> "_Asked":
+        self.number: int | None = None
+        self.before = signal.signal(signal.SIGTERM, self._note)
+        return self
 
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self.before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+
+    def leave_if_asked(self) -> None:
+        if self.number is not None:
+            raise SystemExit(128 + self.number)
 
 
-def _run_one(run: PlannedRun, command: list[str], env: Mapping[str, str], line: "_Line", poll_seconds: float) -> None:
+def _run_one(
+    run: PlannedRun, command: list[str], env: Mapping[str, str], line: "_Line", poll_seconds: float, asked: _Asked
+) -> None:
     directory = RunDirectory(run.directory)
     directory.set_status("queued")  # so that a failure before the trainer's first word isn't mistaken for an old one
     begun = time.monotonic()
@@ -135,21 +143,27 @@ def _run_one(run: PlannedRun, command: list[str], env: Mapping[str, str], line: 
         else:
             progress = Progress(run)
             try:
-                _follow(child, progress.text, line, poll_seconds)
+                _follow(child, progress.text, line, poll_seconds, asked)
             finally:
                 _record_end(directory, child.returncode)
     line.end(_outcome(directory, time.monotonic() - begun))
 
 
 def _evaluate_one(
-    run: PlannedRun, sets: Sequence[str], command: EvaluateCommand, env: Mapping[str, str], line: "_Line", poll_seconds: float
+    run: PlannedRun,
+    sets: Sequence[str],
+    command: EvaluateCommand,
+    env: Mapping[str, str],
+    line: "_Line",
+    poll_seconds: float,
+    asked: _Asked,
 ) -> None:
     directory, log_file = RunDirectory(run.directory), run.directory / "evaluate.log"
     for data in missing(directory, sets):
         name, arguments, begun = Path(data).name, command(run, data), time.monotonic()
         with _logged(log_file, arguments) as log:
             child = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, env=env)
-            code = _follow(child, partial(str, f"scoring {name}"), line, poll_seconds)
+            code = _follow(child, partial(str, f"scoring {name}"), line, poll_seconds, asked)
         scored = settle(directory, data, code, str(log_file))
         line.end(f"{name} {'scored' if scored else f'not scored, see {log_file}'} ({clock(time.monotonic() - begun)})")
 
@@ -163,10 +177,11 @@ def _logged(path: Path, command: Sequence[str]) -> Iterator[IO[bytes]]:
         yield log
 
 
-def _follow(child: subprocess.Popen[bytes], text: Callable[[], str], line: "_Line", poll_seconds: float) -> int:
+def _follow(child: subprocess.Popen[bytes], text: Callable[[], str], line: "_Line", poll_seconds: float, asked: _Asked) -> int:
     """Show `text` until the child ends; its exit code. An interrupted study waits for its child, which saves first."""
     try:
         while child.poll() is None:
+            asked.leave_if_asked()
             line.show(text())
             _wait(child, poll_seconds)
     except KeyboardInterrupt:  # the terminal has sent SIGINT to the child too

@@ -22,7 +22,10 @@ name, given, jobs = os.path.basename(sys.argv[0]), sys.argv[1:], load()
 mischief = json.load(open(home + "/mischief.json"))
 how = mischief.get(name, {{"from": 1000}})
 how = how if how["from"] <= len(jobs) else {{}}
-if how.get("kill") == "before": os.kill(os.getppid(), signal.SIGKILL); time.sleep(2)
+if how.get("kill") == "before":
+    os.kill(os.getppid(), signal.SIGKILL)
+    for _ in range(60000):
+        if not os.path.exists(home + "/released"): time.sleep(.01)
 if "says" in how: sys.stderr.write(how["says"] + "\\n"); sys.exit(1)
 if "prints" in how: print(how["prints"]); sys.exit(0)
 if "remarks" in how: print(how["remarks"])
@@ -62,8 +65,11 @@ class FakeSlurm:
 
     def misbehave(self, program: str, after: int = 0, **how: str) -> None:
         """`says`: end with 1 and this on stderr; `prints`: this and nothing else; `remarks`: this before its work; `kill`:
-        SIGKILL to the caller, `before` or `after` the job exists. Once `after` jobs exist."""
+        SIGKILL to the caller, `before` (until `release`) or `after` the job exists. Once `after` jobs exist."""
         (self.home / "mischief.json").write_text(json.dumps({program: {"from": after, **how}}))
+
+    def release(self) -> None:
+        (self.home / "released").touch()
 
     def behave(self) -> None:
         (self.home / "mischief.json").write_text("{}")

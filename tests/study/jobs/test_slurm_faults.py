@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +14,14 @@ import pytest
 from hybrid_scale.errors import ConfigError, RunError
 from hybrid_scale.runs import RunDirectory, write_json
 from hybrid_scale.study.grid import Plan
+from hybrid_scale.study.jobs.journal import only_one
 from hybrid_scale.study.jobs.local import run_study
 from hybrid_scale.study.jobs.queue import cancel
 from hybrid_scale.study.jobs.site import load_site
 from hybrid_scale.study.jobs.slurm import SlurmError
 from launch import study as study_door
 from tests.study.fabricate import start, write_study
+from tests.study.jobs.clusters import wait
 from tests.study.jobs.fakeslurm import ALL, FakeSlurm, door, said_of, words
 from tests.test_floors import BLOCKED, ROOT
 
@@ -107,10 +108,11 @@ def test_a_file_system_without_locks_is_named(plan: Plan, fake: FakeSlurm, monke
 
 def test_died_between_sbatch_and_bookkeeping(plan: Plan, fake: FakeSlurm) -> None:
     fake.misbehave("sbatch", after=2, kill="after")
-    assert door("submit", plan.source).wait(30) == -signal.SIGKILL
+    assert door("submit", plan.source).wait(600) == -signal.SIGKILL
     assert fake.names() == ALL[:3]
     assert "102" not in (plan.directory / "jobs.jsonl").read_text()
     fake.behave()
+    wait("the end of the sbatch that holds the lock", lambda: free(plan), 600)
     said = said_of(plan)
     assert said[0] == "7b.cross.seed-0: found train job 102 (pending), which no submission had noted"
     assert fake.names() == ALL, "each started once"
@@ -118,17 +120,24 @@ def test_died_between_sbatch_and_bookkeeping(plan: Plan, fake: FakeSlurm) -> Non
 
 def test_the_lock_outlives_a_submitter_whose_sbatch_is_still_on_its_way(plan: Plan, fake: FakeSlurm) -> None:
     fake.misbehave("sbatch", kill="before")
-    assert door("submit", plan.source).wait(30) == -signal.SIGKILL
+    assert door("submit", plan.source).wait(600) == -signal.SIGKILL
     assert fake.jobs == {}, "killed before the job exists"
     fake.behave()
     with pytest.raises(RunError, match="this study is being run or submitted right now"):
         said_of(plan)
-    deadline = time.monotonic() + 20
-    while not fake.jobs and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(0.2)
+    fake.release()
+    wait("the job", lambda: bool(fake.jobs), 600)
+    wait("the end of the sbatch that holds the lock", lambda: free(plan), 600)
     said_of(plan)
     assert fake.names() == ALL
+
+
+def free(plan: Plan) -> bool:
+    try:
+        with only_one(plan.directory):
+            return True
+    except RunError:
+        return False
 
 
 def test_died_before_sbatch(plan: Plan, fake: FakeSlurm) -> None:
@@ -258,7 +267,7 @@ def test_the_doors_on_a_login_node_without_torch(
 
     def said(code: int, *arguments: str) -> str:
         command = [sys.executable, "launch/study.py", *arguments]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
         return done.stdout + done.stderr
@@ -285,7 +294,7 @@ def test_the_doors_on_a_login_node_without_torch(
 def test_a_site_is_needed(tmp_path: Path, fake: FakeSlurm) -> None:
     path = write_study(tmp_path)
     done = door("submit", str(path))
-    assert done.wait(30) == 2
+    assert done.wait(600) == 2
     assert "site: found None; a cluster's settings are needed. Give --site SITE.yaml" in done.communicate()[1]
     (tmp_path / "site.yaml").write_text("time: 2 days\n")
     with pytest.raises(ConfigError, match=r"site\.yaml: time: found '2 days'"):

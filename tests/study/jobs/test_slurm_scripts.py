@@ -40,7 +40,7 @@ class Job:
         path = os.pathsep.join([str(self.folder), str(Path(sys.executable).parent), os.environ["PATH"]])
         command = ["bash", f"slurm/{script}.sbatch", *arguments]
         env = {**slurm, **ours, "PATH": path, **environment}
-        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
 
     @property
     def sruns(self) -> list[str]:
