@@ -24,9 +24,10 @@ from hybrid_scale.study.report.plots import Look, Plot, looks
 from hybrid_scale.study.results.answers import Answer, answers
 from hybrid_scale.study.results.collect import Collected, collect, strangers, warnings, write_tables
 from hybrid_scale.study.results.comparisons import ALPHA, Comparison, cautions, compare
-from hybrid_scale.study.results.fits import FEWEST_SIZES
+from hybrid_scale.study.results.fits import FARTHEST, FEWEST_SIZES
 from hybrid_scale.study.results.scaling import Law, Priced, laws, priced
 from hybrid_scale.study.results.scores import Metric, arms, crosses_languages, headline_metrics, tasks, untrained
+from hybrid_scale.study.results.trends import Trend, trends
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -36,13 +37,15 @@ class Judged:
     """What was computed from the tables."""
 
     comparisons: list[Comparison]
+    trends: list[Trend]
     laws: list[Law]
     points: list[Priced]
 
     @classmethod
     def of(cls, plan: Plan, collected: Collected) -> "Judged":
         directories = {run.id: run.directory for run in plan.runs}
-        return cls(compare(collected, directories), laws(collected), priced(collected, directories))
+        comparisons = compare(collected, directories)
+        return cls(comparisons, trends(comparisons), laws(collected), priced(collected, directories))
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Task:
     compared: tables.Table | None
     cautions: tuple[str, ...]
     by_size: tuple[Plot, ...]
+    turned: tables.Table | None
     fitted: tables.Table | None
     over_size: tuple[Plot, ...]
     costs: tables.Table | None
@@ -73,6 +77,7 @@ def report(plan: Plan) -> Path:
     write_tables(plan, collected)
     for name, table in (
         ("comparisons.csv", tables.comparison_data(judged.comparisons)),
+        ("trends.csv", tables.trend_data(judged.trends)),
         ("power_laws.csv", tables.law_data(judged.laws)),
     ):
         with atomic_path(plan.directory / name) as beside:
@@ -106,7 +111,9 @@ def render(plan: Plan, collected: Collected, judged: Judged | None = None) -> st
         answers=_answers(runs, judged),
         tasks=_tasks(plan, collected, judged, look),
         tests=sum(each.test is not None for each in judged.comparisons),
-        limits={"seeds": FEWEST_SEEDS, "sizes": FEWEST_SIZES, "alpha": ALPHA, "margin": MARGIN, "resamples": RESAMPLES},
+        slopes=sum(each.test is not None for each in judged.trends),
+        limits={"seeds": FEWEST_SEEDS, "sizes": FEWEST_SIZES, "farthest": FARTHEST}
+        | {"alpha": ALPHA, "margin": MARGIN, "resamples": RESAMPLES},
         forecast=tables.forecast_table("forecast", runs),
         forecasts=figures.forecasts(runs, look),
         training=figures.training(collected, look),
@@ -122,7 +129,7 @@ def csv_link(table: pd.DataFrame) -> str:
 
 
 def _answers(runs: pd.DataFrame, judged: Judged) -> list[Answer]:
-    return answers(runs, judged.comparisons, judged.laws, judged.points)
+    return answers(runs, judged.comparisons, judged.trends, judged.laws, judged.points)
 
 
 def _tasks(plan: Plan, collected: Collected, judged: Judged, look: Mapping[str, Look]) -> list[Task]:
@@ -137,6 +144,7 @@ def _task(plan: Plan, collected: Collected, judged: Judged, name: str, position:
     start = untrained(collected, name)
     key = f"task-{position}"
     compared = [each for each in judged.comparisons if each.task == name]
+    turned = [each for each in judged.trends if each.task == name]
     fitted = [each for each in judged.laws if each.task == name]
     points = [each for each in judged.points if each.task == name]
     gpu = bool(collected.runs["gpu"].any())
@@ -152,6 +160,7 @@ def _task(plan: Plan, collected: Collected, judged: Judged, name: str, position:
         compared=tables.comparison_table(f"{key}-compared", compared) if compared else None,
         cautions=tuple(cautions(compared)),
         by_size=figures.by_size(key, compared, look),
+        turned=tables.trend_table(f"{key}-turned", turned) if turned else None,
         fitted=tables.law_table(f"{key}-fitted", fitted) if fitted else None,
         over_size=figures.over_size(key, fitted, look),
         costs=tables.cost_table(f"{key}-costs", points, gpu) if points else None,

@@ -11,12 +11,15 @@ from typing import Any
 
 import pandas as pd
 
+from hybrid_scale.statistics import Interval
 from hybrid_scale.study.clock import clock
 from hybrid_scale.study.results.answers import in_words
 from hybrid_scale.study.results.comparisons import Comparison
+from hybrid_scale.study.results.crossed import Crossed
 from hybrid_scale.study.results.findings import Finding, findings
 from hybrid_scale.study.results.scaling import Law, Priced
 from hybrid_scale.study.results.scores import Arm, Metric, Score
+from hybrid_scale.study.results.trends import Trend
 from hybrid_scale.study.results.usage import COST_COLUMNS
 
 NOTHING = "\N{EN DASH}"
@@ -144,6 +147,7 @@ COMPARED = (
     "p",
     "p (Holm)",
     "seeds",
+    "95 % of questions and seeds",
     "verdict",
 )
 
@@ -157,10 +161,11 @@ def comparison_table(key: str, found: Sequence[Comparison]) -> Table:
             Cell(each.rival),
             Cell(each.metric.label),
             Cell(f"{each.difference:+.{each.metric.decimals}f}"),
-            Cell(_interval(each)),
+            Cell(_bounds(each.interval, each.metric.decimals)),
             Cell(_p(each.test.p if each.test else None)),
             Cell(_p(each.adjusted)),
             Cell(_seeds(each), sort=str(each.seeds.count)),
+            Cell(_both(each.both, each.metric.decimals)),
             Cell(each.outcome),
         ]
         for each in found
@@ -168,11 +173,15 @@ def comparison_table(key: str, found: Sequence[Comparison]) -> Table:
     return Table(key, "Hybrid arms minus single arms", COMPARED, rows, comparison_data(found))
 
 
-def _interval(each: Comparison) -> str:
-    if each.interval is None:
+def _bounds(interval: Interval | None, places: int) -> str:
+    return NOTHING if interval is None else f"[{interval.low:+.{places}f}, {interval.high:+.{places}f}]"
+
+
+def _both(both: Crossed | None, places: int) -> str:
+    if both is None:
         return NOTHING
-    places = each.metric.decimals
-    return f"[{each.interval.low:+.{places}f}, {each.interval.high:+.{places}f}]"
+    low, high = both.interval()
+    return f"[{low:+.{places}f}, {high:+.{places}f}]"
 
 
 def _p(value: float | None) -> str:
@@ -208,6 +217,64 @@ def comparison_data(found: Sequence[Comparison]) -> pd.DataFrame:
             "seeds_sd": each.seeds.sd,
             "seeds_low": each.seeds.low,
             "seeds_high": each.seeds.high,
+            "both_low": each.both.interval()[0] if each.both else None,
+            "both_high": each.both.interval()[1] if each.both else None,
+            "verdict": each.outcome,
+            "refusal": each.refusal,
+        }
+        for each in found
+    ]
+    return pd.DataFrame(rows)
+
+
+# ----------------------------------------------------------------------------------------------------------------- trends
+
+TURNED = (
+    *("arm", "minus", "measure", "sizes", "change for ten times the parameters", "95 % of questions", "p", "p (Holm)"),
+    *("95 % of questions and seeds", "verdict"),
+)
+
+
+def trend_table(key: str, found: Sequence[Trend]) -> Table:
+    rows = [
+        [
+            Cell(each.arm),
+            Cell(each.rival),
+            Cell(each.metric.label),
+            Cell(str(len(each.sizes))),
+            Cell(f"{each.slope:+.{each.metric.decimals}f}"),
+            Cell(_bounds(each.interval, each.metric.decimals)),
+            Cell(_p(each.test.p if each.test else None)),
+            Cell(_p(each.adjusted)),
+            Cell(_both(each.both, each.metric.decimals)),
+            Cell(each.outcome if not each.refusal else f"not tested: {each.refusal}"),
+        ]
+        for each in found
+    ]
+    if len({each.series for each in found}) > 1:
+        rows = [[Cell(each.series or NOTHING), *row] for each, row in zip(found, rows, strict=True)]
+        return Table(key, "Differences over model size", ("series", *TURNED), rows, trend_data(found))
+    return Table(key, "Differences over model size", TURNED, rows, trend_data(found))
+
+
+def trend_data(found: Sequence[Trend]) -> pd.DataFrame:
+    rows = [
+        {
+            "task": each.task,
+            "series": each.series,
+            "arm": each.arm,
+            "rival": each.rival,
+            "measure": each.metric.key,
+            "sizes": len(each.sizes),
+            "smallest": min(each.sizes),
+            "largest": max(each.sizes),
+            "slope_per_tenfold": each.slope,
+            "low": each.interval.low if each.interval else None,
+            "high": each.interval.high if each.interval else None,
+            "p": each.test.p if each.test else None,
+            "p_holm": each.adjusted,
+            "both_low": each.both.interval()[0] if each.both else None,
+            "both_high": each.both.interval()[1] if each.both else None,
             "verdict": each.outcome,
             "refusal": each.refusal,
         }

@@ -12,6 +12,7 @@ import pandas as pd
 from hybrid_scale.statistics import FEWEST_SEEDS
 from hybrid_scale.study.results.comparisons import ALPHA, Comparison, Outcome
 from hybrid_scale.study.results.scaling import Law, Priced
+from hybrid_scale.study.results.trends import Direction, Trend
 
 MOST_NAMED = 6
 """Things listed in a sentence; beyond that their number is given."""
@@ -21,6 +22,7 @@ WORDS: dict[Outcome, str] = {
     "better": "better",
     "worse": "worse",
     "equivalent": "equivalent",
+    "these seeds only": "different for these seeds only",
     "not shown": "not told apart",
     "not tested": "not tested",
 }
@@ -33,11 +35,17 @@ class Answer:
     caution: str = ""
 
 
-def answers(runs: pd.DataFrame, comparisons: Sequence[Comparison], laws: Sequence[Law], points: Sequence[Priced]) -> list[Answer]:
+def answers(
+    runs: pd.DataFrame,
+    comparisons: Sequence[Comparison],
+    trends: Sequence[Trend],
+    laws: Sequence[Law],
+    points: Sequence[Priced],
+) -> list[Answer]:
     """What the top of the report says, in order."""
     return [
         *_trade_off(comparisons),
-        *_with_size(comparisons),
+        *_with_size(comparisons, trends),
         *_exponents(laws),
         *_cost(points, bool(runs["gpu"].any())),
         *_forecast(runs),
@@ -93,37 +101,41 @@ def _how_sure(members: Sequence[Comparison]) -> str:
     if few:
         which = "All" if few == len(members) else _of(few, len(members))
         parts.append(f"{which} rest on fewer than {FEWEST_SEEDS} seeds: statements on the trained models, not on training")
-    against = [each for each in members if each.outcome in ("better", "worse") and not _seeds_agree(each)]
-    if against:
-        parts.append(f"In {len(against)} of the decided cases the interval over seeds holds 0: take them as open")
+    if any(each.outcome == "these seeds only" for each in members):
+        parts.append("For these seeds only: the interval over questions and seeds together holds 0")
     return ". ".join(parts) + ("." if parts else "")
-
-
-def _seeds_agree(each: Comparison) -> bool:
-    low, high = each.seeds.low, each.seeds.high
-    return each.seeds.count < FEWEST_SEEDS or low is None or high is None or not low <= 0 <= high
 
 
 # -------------------------------------------------------------------------------------------------------------- with size
 
 
-def _with_size(comparisons: Sequence[Comparison]) -> Iterator[Answer]:
-    """The trade-off at the smallest and the largest size, for the two measures that pull against each other."""
-    keys = dict.fromkeys((each.task, each.series, each.arm, each.rival, each.metric.key) for each in comparisons)
-    by_task: dict[str, list[str]] = {}
-    for task, series, arm, rival, metric in keys:
-        line = [
-            each
-            for each in comparisons
-            if (each.task, each.series, each.arm, each.rival, each.metric.key) == (task, series, arm, rival, metric)
-            and each.size is not None
-        ]
-        line.sort(key=lambda each: each.size or 0.0)
-        if len(line) < 2 or metric not in PULLED:
-            continue
-        by_task.setdefault(task, []).append(f"{arm} minus {rival}, {line[0].metric.label}: {_at(line[0])}, {_at(line[-1])}")
-    for task, lines in by_task.items():
-        yield Answer(f"From the smallest to the largest model on {task}", _first(lines))
+TURNS: dict[Direction, str] = {
+    "better with size": "moves in hybrid's favour",
+    "worse with size": "moves against hybrid",
+    "these seeds only": "moves for these seeds only",
+    "not shown": "no change with size is shown",
+    "not tested": "not tested",
+}
+
+
+def _with_size(comparisons: Sequence[Comparison], trends: Sequence[Trend]) -> Iterator[Answer]:
+    """How the difference changes with size, for the measures that single arms trade for each other."""
+    rule = f"Slope of the difference on log10(parameters), paired by question; p < {ALPHA:g} after Holm over all slopes."
+    for task in dict.fromkeys(trend.task for trend in trends):
+        told = [trend for trend in trends if trend.task == task and trend.metric.key in PULLED]
+        if told:
+            caution = f"{rule} It speaks of the sizes measured." if any(trend.test for trend in told) else ""
+            yield Answer(f"As the model grows, on {task}", _first([_turn(trend, comparisons) for trend in told]), caution)
+
+
+def _turn(trend: Trend, comparisons: Sequence[Comparison]) -> str:
+    key = (trend.task, trend.series, trend.arm, trend.rival, trend.metric.key)
+    line = [each for each in comparisons if (each.task, each.series, each.arm, each.rival, each.metric.key) == key]
+    line = sorted((each for each in line if each.size is not None), key=lambda each: each.size or 0.0)
+    interval = f" [{trend.interval.low:+.4f}, {trend.interval.high:+.4f}]" if trend.interval else ""
+    ends = f"{_at(line[0])}, {_at(line[-1])}"
+    turn = f"{trend.slope:+.4f}{interval} for ten times the parameters, {TURNS[trend.outcome]}"
+    return f"{trend.arm} minus {trend.rival}, {trend.metric.label}: {ends}; {turn}"
 
 
 def _first(lines: Sequence[str]) -> tuple[str, ...]:

@@ -2,15 +2,17 @@
 
 Chance of questions: differences of single queries, averaged over the seeds that both arms share, clustered by parallel question;
 sign-flip p values, Holm over all tests of the study, BCa intervals. Chance of training: the difference of each shared seed, with
-its spread. Neither contains the other, so both are given. Knows no HTML.
+its spread. From three seeds on also both at once (crossed.py): what Holm lets stand but that interval doesn't is told as a fact
+of these seeds only. Knows no HTML.
 """
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from hybrid_scale.errors import HybridScaleError
@@ -31,10 +33,11 @@ from hybrid_scale.statistics import (
     sign_flip_test,
 )
 from hybrid_scale.study.results.collect import Collected
+from hybrid_scale.study.results.crossed import Crossed, crossed, parts_of
 from hybrid_scale.study.results.queries import Queries, read_queries
 from hybrid_scale.study.results.scores import METRICS, Arm, Metric, arms, crosses_languages, tasks
 
-Outcome = Literal["better", "worse", "equivalent", "not shown", "not tested"]
+Outcome = Literal["better", "worse", "equivalent", "these seeds only", "not shown", "not tested"]
 
 ALPHA = 0.05
 PER_TEST = 40
@@ -63,10 +66,14 @@ class Comparison:
     test: Test | None = None
     adjusted: float | None = None
     """p after Holm over all tests of the study."""
+    both: Crossed | None = None
+    """The chance of questions and of seeds at once; None below FEWEST_SEEDS seeds."""
     equivalent: bool = False
-    """TOST: within MARGIN of each other; for measures between 0 and 1 alone."""
+    """Within MARGIN of each other by TOST, and by `both` where there is one; for measures between 0 and 1 alone."""
     refusal: str = ""
     """Why nothing is tested; the means stand."""
+    parts: pd.DataFrame | None = field(default=None, repr=False, compare=False)
+    """Each question's share of the difference (rows: parallel questions; columns: seeds); a column sums to its difference."""
 
     @property
     def difference(self) -> float:
@@ -82,6 +89,8 @@ class Comparison:
         if self.test is None or self.adjusted is None:
             return "not tested"
         if self.adjusted <= ALPHA:
+            if self.both is not None and self.both.holds_zero:
+                return "these seeds only"
             return "better" if self.gain > 0 else "worse"
         return "equivalent" if self.equivalent else "not shown"
 
@@ -137,25 +146,48 @@ def _compared(pair: _Pair, reader: "_Reader", resamples: int) -> Comparison:
     means = Comparison(*names, pair.metric, spread)
     try:
         runs = [(hybrid.run_of[seed], rival.run_of[seed]) for seed in pair.seeds]
-        differences = reader.differences(pair.task, runs, key)
-    except HybridScaleError as error:
+        by_seed = reader.differences(pair.task, runs, key)
+        return judged(replace(means, parts=_parts(by_seed, pair.seeds)), _averaged(by_seed), resamples)
+    except (HybridScaleError, _Unpaired) as error:
         return replace(means, refusal=str(error).rstrip("."))
-    except _Unpaired as error:
-        return replace(means, refusal=str(error))
-    return judged(means, differences, resamples)
 
 
 def judged(means: Comparison, differences: Clusters, resamples: int) -> Comparison:
-    """`means` with interval, test and equivalence."""
+    """`means` with interval, test and equivalence, and with both kinds of chance where it has `parts` of enough seeds."""
     if len(differences) < 2:
         return replace(means, refusal="one parallel question: no spread")
-    bounded = not means.metric.key.startswith("rank_distance")
+    both = crossed(means.parts.to_numpy().T) if means.parts is not None else None
     return replace(
         means,
         interval=bootstrap(differences),
         test=sign_flip_test(differences, resamples),
-        equivalent=bounded and equivalence_test(differences, MARGIN, ALPHA).equivalent,
+        both=both,
+        equivalent=_equivalent(means.metric, differences, both),
     )
+
+
+def _equivalent(metric: Metric, differences: Clusters, both: Crossed | None) -> bool:
+    if metric.key.startswith("rank_distance") or not equivalence_test(differences, MARGIN, ALPHA).equivalent:
+        return False
+    low, high = both.interval(1 - 2 * ALPHA) if both else (0.0, 0.0)
+    return low > -MARGIN and high < MARGIN
+
+
+def _averaged(by_seed: Sequence[pd.DataFrame]) -> Clusters:
+    """Clusters of the values averaged over the seeds, whose rows are the same queries in the same order."""
+    values = np.mean([table["value"].to_numpy() for table in by_seed], axis=0)
+    return linear(cluster(values, by_seed[0]["cluster"].to_numpy(), by_seed[0]["stratum"].to_numpy()))
+
+
+def _parts(by_seed: Sequence[pd.DataFrame], seeds: Sequence[int]) -> pd.DataFrame:
+    """Shares of each seed's difference by parallel question, of the values that all seeds have."""
+    known = np.logical_and.reduce([table["value"].notna().to_numpy() for table in by_seed])
+    questions, strata = (by_seed[0].loc[known, name].to_numpy() for name in ("cluster", "stratum"))
+    columns = {
+        seed: parts_of(cluster(table["value"].to_numpy()[known], questions, strata))
+        for seed, table in zip(seeds, by_seed, strict=True)
+    }
+    return pd.DataFrame(columns, index=np.unique(questions))
 
 
 class _Unpaired(Exception):
@@ -169,8 +201,11 @@ class _Reader:
         self.directories = directories
         self.tables: dict[Path, Queries] = {}
 
-    def differences(self, task: str, pairs: Sequence[tuple[str, str]], key: str) -> Clusters:
-        """Clusters of our values minus theirs, averaged over the pairs (seeds). Raises _Unpaired and RunError."""
+    def differences(self, task: str, pairs: Sequence[tuple[str, str]], key: str) -> list[pd.DataFrame]:
+        """Our values minus theirs of each pair (seed), all with the same queries in the same order.
+
+        Raises _Unpaired and RunError.
+        """
         lacking = [run for pair in pairs for run in pair if not self._file(task, run).exists()]
         if lacking:
             shown = ", ".join(dict.fromkeys(lacking))
@@ -179,14 +214,9 @@ class _Reader:
         if len({table.fingerprint for pair in tables for table in pair}) > 1:
             raise _Unpaired("the runs were evaluated on different versions of the set")
         differences = [_minus(ours, theirs, key) for ours, theirs in tables]
-        joined = differences[0]
-        for other in differences[1:]:
-            joined = joined.merge(other[["query", "pool", "value"]], on=["query", "pool"], suffixes=("", "_other"))
-            joined["value"] += joined.pop("value_other")
-        if any(len(joined) != len(each) for each in differences):
+        if any(not each.index.equals(differences[0].index) for each in differences):
             raise _Unpaired("the seeds answered different queries")
-        values = joined["value"].to_numpy() / len(pairs)
-        return linear(cluster(values, joined["cluster"].to_numpy(), joined["stratum"].to_numpy()))
+        return differences
 
     def _file(self, task: str, run: str) -> Path:
         return RunDirectory(self.directories[run]).evaluation_file(task).with_suffix(".parquet")
@@ -202,11 +232,10 @@ def _minus(ours: Queries, theirs: Queries, key: str) -> pd.DataFrame:
     first, second = ours.values(key), theirs.values(key)
     if first is None or second is None or first["value"].isna().all() or second["value"].isna().all():
         raise _Unpaired(f"the tables of single queries don't hold {key}")
-    both = first.merge(second[["query", "pool", "value"]], on=["query", "pool"], suffixes=("", "_rival"))
-    if not len(both) == len(first) == len(second):
+    ours_at, theirs_at = (table.set_index(["query", "pool"]).sort_index() for table in (first, second))
+    if not ours_at.index.equals(theirs_at.index):
         raise _Unpaired("the two arms answered different queries")
-    both["value"] -= both.pop("value_rival")
-    return both
+    return ours_at.assign(value=ours_at["value"] - theirs_at["value"])
 
 
 def linear(values: Clusters) -> Clusters:

@@ -10,10 +10,12 @@ from hybrid_scale.study.grid import Plan
 from hybrid_scale.study.results.answers import Answer, answers, in_words
 from hybrid_scale.study.results.collect import collect
 from hybrid_scale.study.results.comparisons import Comparison
+from hybrid_scale.study.results.crossed import Crossed
 from hybrid_scale.study.results.fits import power_law
 from hybrid_scale.study.results.queries import clusters, read_queries
 from hybrid_scale.study.results.scaling import Law, Priced, laws, priced
 from hybrid_scale.study.results.scores import METRICS
+from hybrid_scale.study.results.trends import trends
 from tests.study.fabricate import scaled
 
 NO_RUNS = pd.DataFrame(columns=["gpu", "predicted_step_seconds", "median_step_seconds", "predicted_gib", "peak_gib"])
@@ -33,7 +35,7 @@ def comparison(
 def said(
     comparisons: list[Comparison] | None = None, found: list[Law] | None = None, points: list[Priced] | None = None
 ) -> list[Answer]:
-    return answers(NO_RUNS, comparisons or [], found or [], points or [])
+    return answers(NO_RUNS, comparisons or [], trends(comparisons or []), found or [], points or [])
 
 
 def test_how_often_hybrid_wins_is_counted() -> None:
@@ -42,15 +44,21 @@ def test_how_often_hybrid_wins_is_counted() -> None:
     assert trade.topic == "Hybrid against mono on set, 3 pairs of arms over 3 models"
     assert trade.points == ("cross mAP: better in 1 of 3, worse in 1 of 3, not told apart in 1 of 3 (-0.0200 to +0.0300)",)
     assert trade.caution == "Paired by question, p < 0.05 after Holm over all tests of the study."
-    assert size.points == ("hybrid minus mono, cross mAP: +0.0300 [+0.0200, +0.0400] at 1 B, +0.0010 [-0.0090, +0.0110] at 4 B",)
+    assert size.topic == "As the model grows, on set"
+    assert size.points == (
+        "hybrid minus mono, cross mAP: +0.0300 [+0.0200, +0.0400] at 1 B, +0.0010 [-0.0090, +0.0110] at 4 B; "
+        "-0.0482 for ten times the parameters, not tested",
+    )
 
 
 def test_few_seeds_and_seeds_that_disagree_are_said() -> None:
     (one,) = said([comparison("a", 1e9, 0.03, 0.001, seeds=1)])
     assert one.points == ("cross mAP: better (+0.0290 [+0.0200, +0.0400])",)
     assert "All rest on fewer than 3 seeds" in one.caution
-    open_still = replace(comparison("a", 1e9, 0.03, 0.001), seeds=seed_spread([0.09, 0.03, -0.03]))
-    assert "In 1 of the decided cases the interval over seeds holds 0: take them as open" in said([open_still])[0].caution
+    open_still = replace(comparison("a", 1e9, 0.03, 0.001), both=Crossed(0.03, 0.02, 2.1, 3, 50))
+    (one,) = said([open_still])
+    assert one.points == ("cross mAP: different for these seeds only (+0.0300 [+0.0200, +0.0400])",)
+    assert "For these seeds only: the interval over questions and seeds together holds 0" in one.caution
 
 
 def test_what_wasnt_tested_is_called_so() -> None:
@@ -83,7 +91,7 @@ def test_the_front_is_named() -> None:
 def test_the_planners_error_is_the_median_over_runs() -> None:
     columns = {"predicted_step_seconds": [1.0, 1.2, 0.5], "median_step_seconds": [1.0] * 3}
     runs = pd.DataFrame({"gpu": [True] * 3, **columns, "predicted_gib": [9.0, 10.0, 12.0], "peak_gib": [10.0] * 3})
-    (answer,) = answers(runs, [], [], [])
+    (answer,) = answers(runs, [], [], [], [])
     assert answer.points == ("The planner's seconds a step were off by 20% (median of 3 runs), its memory by 10%",)
 
 
