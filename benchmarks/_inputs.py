@@ -10,7 +10,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
-from hybrid_scale.data.records import Pair, write_pairs
+from hybrid_scale.data.records import Pair
+from hybrid_scale.data.writing import write_pairs
 from hybrid_scale.train.loop import TrainingData
 
 END = "<end>"

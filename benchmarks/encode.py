@@ -31,9 +31,11 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig, validate
-from hybrid_scale.data.records import Judgment, Passage, Query, Record, RetrievalSet, write_retrieval
+from hybrid_scale.data.prepared import RetrievalSet
+from hybrid_scale.data.records import Judgment, Passage, Query, Record
 from hybrid_scale.data.sources import demo
 from hybrid_scale.data.text import load_text_encoder
+from hybrid_scale.data.writing import write_retrieval
 from hybrid_scale.model.load import load_embedder
 from hybrid_scale.model.tiny import write_model, write_tokenizer
 from hybrid_scale.retrieval.encode import Encoding, encode_stored

@@ -32,7 +32,9 @@ from _ranks import machine
 from safetensors.numpy import load_file
 
 from hybrid_scale.config import RunConfig, load_config
-from hybrid_scale.data.records import Judgment, Pairs, Passage, Query, Record, RetrievalSet, write_retrieval
+from hybrid_scale.data.prepared import Pairs, RetrievalSet
+from hybrid_scale.data.records import Judgment, Passage, Query, Record
+from hybrid_scale.data.writing import write_retrieval
 from hybrid_scale.model.tiny import write_model, write_tokenizer
 from hybrid_scale.runs import RunDirectory, read_json
 from tests.train.kills import Start, losses

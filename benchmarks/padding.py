@@ -29,7 +29,7 @@ from _ranks import machine
 from transformers import AutoTokenizer
 
 from hybrid_scale.data.partition import Budget, partition
-from hybrid_scale.data.records import Pairs
+from hybrid_scale.data.prepared import Pairs
 
 CUT = 512
 MINI_BATCH = 8

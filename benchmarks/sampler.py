@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from hybrid_scale.config import SamplerSettings
-from hybrid_scale.data.records import FORMAT, Pairs
+from hybrid_scale.data.prepared import FORMAT, Pairs
 from hybrid_scale.data.sampler import HybridSampler
 
 BATCHES = 300

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_scale import dist
-from hybrid_scale.data.records import RetrievalSet
+from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.errors import ConfigError, HybridScaleError, describe
 from hybrid_scale.retrieval.baselines import run as baselines
 from hybrid_scale.retrieval.baselines.bm25 import Tokenizer

@@ -24,7 +24,7 @@ import numpy as np
 
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig, load_config
-from hybrid_scale.data.records import RetrievalSet
+from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.data.text import load_text_encoder
 from hybrid_scale.errors import HybridScaleError, RunError, describe
 from hybrid_scale.model.load import load_embedder

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_scale.config import load_config
-from hybrid_scale.data.records import Record, Rejects, write
+from hybrid_scale.data.folder import Rejects
+from hybrid_scale.data.records import Record
 from hybrid_scale.data.sources.domains import check_contains, facts
 from hybrid_scale.data.sources.registry import READERS, options, reader
 from hybrid_scale.data.summary import summarize
+from hybrid_scale.data.writing import write
 from hybrid_scale.errors import ConfigError, HybridScaleError, describe
 from hybrid_scale.runs import write_json
 

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hybrid_scale.data.records import Pairs
+from hybrid_scale.data.prepared import Pairs
 from hybrid_scale.errors import HybridScaleError
 from hybrid_scale.model.tiny import write_model, write_tokenizer
 

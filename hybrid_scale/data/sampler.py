@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 
 from hybrid_scale.config import SamplerSettings
-from hybrid_scale.data.records import Pairs
+from hybrid_scale.data.prepared import Pairs
 from hybrid_scale.data.shuffle import draw, generator, mix
 from hybrid_scale.data.strata import Kind, Stratum, open_strata
 from hybrid_scale.errors import ConfigError, describe

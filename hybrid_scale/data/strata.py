@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from hybrid_scale.data.records import Pairs
+from hybrid_scale.data.prepared import Pairs
 from hybrid_scale.errors import ConfigError, describe, nearest
 from hybrid_scale.runs import read_json, write_json
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hybrid_scale.data.records import Pairs, RetrievalSet
+from hybrid_scale.data.prepared import Pairs, RetrievalSet
 from hybrid_scale.runs import read_json
 
 MOST_LINES = 40

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hybrid_scale.config import RunConfig
-from hybrid_scale.data.records import TextTable
+from hybrid_scale.data.prepared import TextTable
 from hybrid_scale.errors import ModelError, describe
 from hybrid_scale.runs import atomic_path
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig
-from hybrid_scale.data.records import RetrievalSet
+from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.data.sources.domains import in_domain
 from hybrid_scale.data.text import TextEncoder
 from hybrid_scale.retrieval.encode import Embed, encode_corpus, encode_queries

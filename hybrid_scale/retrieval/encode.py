@@ -18,7 +18,7 @@ import torch
 
 from hybrid_scale import dist
 from hybrid_scale.data.partition import Budget, partition
-from hybrid_scale.data.records import RetrievalSet, TextTable
+from hybrid_scale.data.prepared import RetrievalSet, TextTable
 from hybrid_scale.data.text import CHUNK, Role, TextEncoder, length_table, role_digest
 from hybrid_scale.errors import DataError, describe
 from hybrid_scale.retrieval.store import Store, make_store, open_store, rows_of_parts

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from hybrid_scale import dist
-from hybrid_scale.data.records import RetrievalSet, TextTable
+from hybrid_scale.data.prepared import RetrievalSet, TextTable
 from hybrid_scale.errors import RunError, describe
 from hybrid_scale.retrieval import bias, trec
 from hybrid_scale.retrieval.index import Shard, count_above, judged_keys, search

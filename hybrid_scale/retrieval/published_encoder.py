@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hybrid_scale import dist
-from hybrid_scale.data.records import RetrievalSet
+from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.errors import ModelError, describe
 
 POOLINGS = ("mean", "cls", "lasttoken", "max")

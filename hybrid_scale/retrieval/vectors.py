@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hybrid_scale import dist
-from hybrid_scale.data.records import RetrievalSet, TextTable
+from hybrid_scale.data.prepared import RetrievalSet, TextTable
 from hybrid_scale.data.text import Role
 from hybrid_scale.errors import DataError, describe
 from hybrid_scale.retrieval.encode import texts_digest

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hybrid_scale.data.partition import Plan
-from hybrid_scale.data.records import Pairs
+from hybrid_scale.data.prepared import Pairs
 from hybrid_scale.data.sampler import GlobalBatch
 from hybrid_scale.errors import RunError
 from hybrid_scale.runs import write_json

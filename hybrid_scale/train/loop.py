@@ -16,7 +16,7 @@ import torch
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig
 from hybrid_scale.data.partition import LENGTH_TOKENS, Budget, Plan, partition
-from hybrid_scale.data.records import Pairs
+from hybrid_scale.data.prepared import Pairs
 from hybrid_scale.data.sampler import GlobalBatch, HybridSampler
 from hybrid_scale.data.text import TextEncoder
 from hybrid_scale.errors import ConfigError, RunError, describe

@@ -18,7 +18,7 @@ import torch
 
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig, dump_config
-from hybrid_scale.data.records import Pairs
+from hybrid_scale.data.prepared import Pairs
 from hybrid_scale.data.sampler import HybridSampler
 from hybrid_scale.data.text import TextEncoder, length_table, load_text_encoder
 from hybrid_scale.errors import ConfigError, describe

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from hybrid_scale.data.records import Pair, Pairs, write_pairs
+from hybrid_scale.data.prepared import Pairs
+from hybrid_scale.data.records import Pair
+from hybrid_scale.data.writing import write_pairs
 
 
 def pairs_from(rows: list[tuple[str, str, str, str]], folder: Path, negatives: int = 0) -> Pairs:

@@ -1,33 +1,21 @@
 """Writing and opening checked records: what is stored, what is refused, and in which words."""
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid_scale.data.records import (
-    Bad,
-    Judgment,
-    Pair,
-    Pairs,
-    Passage,
-    Query,
-    Record,
-    Rejects,
-    RetrievalSet,
-    TextTable,
-    families,
-    read_jsonl,
-    read_lines,
-    text_field,
-    write,
-    write_pairs,
-    write_retrieval,
-)
+from hybrid_scale.data.folder import Rejects
+from hybrid_scale.data.numbers import Numbers, Places, key_of
+from hybrid_scale.data.prepared import Pairs, RetrievalSet, TextTable
+from hybrid_scale.data.records import Bad, Judgment, Pair, Passage, Query, Record, read_jsonl, read_lines, text_field
+from hybrid_scale.data.writing import families, write, write_pairs, write_retrieval
 from hybrid_scale.errors import DataError
 
 SOURCE = {"name": "test"}
@@ -125,6 +113,64 @@ def test_rejects_are_listed_and_counted(tmp_path: Path) -> None:
     assert listed[0]["message"] == "f:1: broken."
 
 
+def test_a_rejected_row_leaves_nothing(tmp_path: Path) -> None:
+    """Neither its passage nor its pid: the same pid with another text is good afterwards."""
+    wrong = pair("a", pid="p", passage="x", negatives=(("n", "one"), ("n", "two")))
+    rejects = Rejects(tmp_path / "bad.jsonl")
+    manifest = write([wrong, pair("b", pid="p", passage="y")], tmp_path / "out", SOURCE, rejects)
+    assert (manifest["rows"], manifest["passages"], manifest["rejected_rows"]) == (1, 1, 1)
+    assert Pairs(tmp_path / "out").passages.column("text") == ["y"]
+
+
+def test_a_list_of_rejects_overwrites_nothing_but_such_a_list(tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text('{"id": "a"}\n')
+    with pytest.raises(DataError, match=r"pairs.jsonl: found 'an existing file'; bad rows would overwrite .* another --rejects"):
+        Rejects(data)
+    assert data.read_text() == '{"id": "a"}\n'
+    for name in ("first", "second"):
+        write([Bad("f:1", f"f:1: {name}."), pair("a")], tmp_path / name, SOURCE, Rejects(tmp_path / "bad.jsonl"))
+    assert json.loads((tmp_path / "bad.jsonl").read_text())["message"] == "f:1: second."
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("sign", ["\t", "\n", "\r", "\0"])
+def test_ids_that_would_break_a_table_are_refused(sign: str, tmp_path: Path) -> None:
+    name = f"a{sign}b"
+    assert "an id holds no tab, line break or NUL" in refusal([pair("a", pid=name)], tmp_path / "out")
+    assert "an id holds no tab, line break or NUL" in refusal([replace(pair("a"), id=name)], tmp_path / "out")
+    assert "an id holds no tab, line break or NUL" in refusal([*corpus("d"), *queries(name)], tmp_path / "out")
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(names=st.lists(st.integers(0, 3000).map(str), max_size=2500), step=st.integers(1, 1000))
+def test_numbers_are_those_of_a_dict(names: list[str], step: int) -> None:
+    """Over several sizes of the table; the first 1,024 slots hold 682 entries."""
+    table, expected = Numbers(), {}
+    for number, name in enumerate(names + [f"x{n}" for n in range(step)]):
+        assert table.setdefault(key_of(name), number) == expected.setdefault(name, number)
+    assert table.count == len(expected)
+    assert all(table.get(key_of(name)) == number for name, number in expected.items())
+    assert table.get(key_of("unknown")) is None
+
+
+def test_numbers_whose_keys_collide() -> None:
+    """Keys with equal slots, and with equal first or second halves, through three sizes."""
+    keys = [(slot + (turn << 40), half) for slot in (0, 1023, 4095) for turn in range(400) for half in (0, 7)]
+    table = Numbers()
+    for number, key in enumerate(keys):
+        assert table.setdefault(key, number) == number
+    assert [table.get(key) for key in keys] == list(range(2400))
+    assert table.get((0, 1)) is None
+
+
+def test_places_come_back() -> None:
+    places, names = Places(), ["a.jsonl:1", "b.gz:12", "a.jsonl:2", "hub/set[train]", "c:\\x:7", "d:007", "e:²", ":3", "f:"]
+    for name in names:
+        places.append(name)
+    assert [places[row] for row in range(len(names))] == names
+
+
 def test_all_rows_bad(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found 'no good rows, 1 rejected'"):
         write([Bad("f:1", "f:1: broken.")], tmp_path / "out", SOURCE, Rejects(tmp_path / "bad.jsonl"))
@@ -202,7 +248,85 @@ def test_opening_names_the_remedy(tmp_path: Path) -> None:
         Pairs(tmp_path / "out")
 
 
+def test_directories_that_are_not_whole_are_refused(tmp_path: Path) -> None:
+    manifest = write_pairs([pair("a")], tmp_path / "out", SOURCE, facts={"contains": None})
+    assert json.loads((tmp_path / "out/manifest.json").read_text()) == manifest
+    assert manifest["contains"] is None
+    whole = (tmp_path / "out/query.npy").read_bytes()
+    (tmp_path / "out/query.npy").write_bytes(whole[:-1])
+    with pytest.raises(DataError, match=r"query.npy: found '135 bytes'; the manifest says 136 bytes\. Prepare the data again"):
+        Pairs(tmp_path / "out")
+    (tmp_path / "out/query.npy").unlink()
+    with pytest.raises(DataError, match=r"query.npy: found 'no such file'; the manifest says 136 bytes"):
+        Pairs(tmp_path / "out")
+    del manifest["bytes"]  # as data of earlier versions
+    (tmp_path / "out/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"query.npy: found .*; a file of prepared data is needed"):
+        Pairs(tmp_path / "out")
+    (tmp_path / "out/queries.arrow").write_bytes(b"ARROW")
+    with pytest.raises(DataError, match=r"queries.arrow: found .*; a file of prepared data is needed"):
+        Pairs(tmp_path / "out")
+    for text, said in (("[]", "no kind or format"), ('{"kind": "pairs", "format": 1}', "no languages and no fingerprint")):
+        (tmp_path / "out/manifest.json").write_text(text)
+        with pytest.raises(DataError, match=said):
+            Pairs(tmp_path / "out")
+
+
 # ------------------------------------------------------------------------------------------------------------- text
+
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+NASTY = st.sampled_from(
+    ["\0", "a\0b", "\u2028", "\x85", "\ufeff", "\U0010ffff", "é", "e\u0301", "\u202e", "\r\n", "\t", "ß", "ﬀ"]
+)
+ID = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=6)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    rows=st.lists(
+        st.tuples(ID, ID, ID, ANY_TEXT | NASTY, ANY_TEXT | NASTY, st.lists(st.tuples(ID, ANY_TEXT), max_size=3)),
+        min_size=1,
+        max_size=12,
+        unique_by=lambda row: row[0],
+    )
+)
+def test_any_pairs_come_back(rows: list[Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Against a reading of the rules by dicts: a pid names one text, rows that break this are rejected whole."""
+    records = [
+        Pair("w:1", name, group, pid, "en", "de", query, passage, tuple(negatives))
+        for name, group, pid, query, passage, negatives in rows
+    ]
+    named: dict[str, str] = {}
+    good = []
+    for record in records:
+        trial = dict(named)
+        if all(trial.setdefault(pid, text) == text for pid, text in [(record.pid, record.passage), *record.negatives]):
+            named = trial
+            good.append(record)
+    folder = tmp_path_factory.mktemp("pairs")
+    rejects = Rejects(folder / "bad.jsonl")
+    if not good:  # bad by themselves: one pid, two texts
+        with pytest.raises(DataError, match=f"no good rows, {len(records)} rejected"):
+            write_pairs(records, folder / "out", SOURCE, rejects)
+        return
+    manifest = write_pairs(records, folder / "out", SOURCE, rejects)
+    data = Pairs(folder / "out")
+    assert manifest["rejected_rows"] == len(records) - len(good)
+    order = sorted(range(len(good)), key=lambda row: [record.group for record in good].index(good[row].group))
+    held = [
+        (name, query, passage, [data.passages.column("text", np.asarray([number]))[0] for number in data.negatives[start:end]])
+        for name, query, passage, start, end in zip(
+            data.queries.column("id", data.query),
+            data.queries.column("text", data.query),
+            data.passages.column("text", data.passage),
+            data.negative_offsets[:-1],
+            data.negative_offsets[1:],
+            strict=True,
+        )
+    ]
+    expected = [good[row] for row in order]
+    assert held == [(pair.id, pair.query, pair.passage, [text for _, text in pair.negatives]) for pair in expected]
+    assert sorted(data.passages.column("text")) == sorted(set(named.values()))
 
 
 @settings(max_examples=30, deadline=None)
@@ -218,7 +342,7 @@ def test_any_text_comes_back(texts: list[str], tmp_path_factory: pytest.TempPath
 
 
 def test_tables_of_several_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hybrid_scale.data.records.FLUSH_ROWS", 3)
+    monkeypatch.setattr("hybrid_scale.data.folder.FLUSH_ROWS", 3)
     write_retrieval([*corpus(*map(str, range(8))), *queries("q"), Judgment("j", "q", "7", 1)], tmp_path / "out", SOURCE)
     assert TextTable(tmp_path / "out/corpus.arrow").column("id", np.asarray([7, 0, 3, 3])) == ["7", "0", "3", "3"]
 
@@ -247,11 +371,32 @@ def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.jsonl: found 'no such file'; this file is needed\. Check the path\."):
         list(read_jsonl(tmp_path / "absent.jsonl"))
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "\xe9"}\n')
-    with pytest.raises(DataError, match=r"latin\.jsonl: found .*; a text file must be UTF-8\."):
+    with pytest.raises(DataError, match=r"latin\.jsonl:1: found .*; a text file must be UTF-8\."):
         list(read_jsonl(tmp_path / "latin.jsonl"))
     (tmp_path / "plain.jsonl.gz").write_bytes(b"{}\n")
     with pytest.raises(DataError, match=r"plain\.jsonl\.gz: found .*; damaged gzip\. Fetch the file again\."):
         list(read_jsonl(tmp_path / "plain.jsonl.gz"))
+
+
+def test_files_of_other_systems(tmp_path: Path) -> None:
+    """A byte-order mark, CRLF, two gzip members, a last line without an end."""
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": 2}')
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\r\n\r\n') + gzip.compress(b'{"a": 2}'))
+    for path in (tmp_path / "a.jsonl", tmp_path / "a.jsonl.gz"):
+        assert list(read_jsonl(path)) == [(f"{path}:1", {"a": 1}), (f"{path}:3", {"a": 2})]
+    (tmp_path / "wide.jsonl").write_text('{"a": 1}\n', encoding="utf-16")
+    with pytest.raises(DataError, match=r"wide\.jsonl:1: found b'\\xff'; a text file must be UTF-8"):
+        list(read_jsonl(tmp_path / "wide.jsonl"))
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"id": ' + "1" * 5000 + "}", '{"a": 1', "nul", '"text"', '{"a": 1} {"b": 2}'])
+def test_lines_that_are_no_json_object_are_bad_rows(line: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(line + '\n{"id": 1}\n')
+    (where, bad), good = read_jsonl(tmp_path / "rows.jsonl")
+    assert isinstance(bad, Bad)
+    assert bad.message.startswith(f"{where}: found ")
+    assert len(bad.message) < 500
+    assert good[1] == {"id": 1}
 
 
 def test_lines_keep_their_numbers_and_inner_separators(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from hybrid_scale.data.records import Bad, Judgment, Pair, Pairs, Passage, Query, Record, RetrievalSet
+from hybrid_scale.data.prepared import Pairs, RetrievalSet
+from hybrid_scale.data.records import Bad, Judgment, Pair, Passage, Query, Record
 from hybrid_scale.data.sources import (
     beir,
     beir_sets,

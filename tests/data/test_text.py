@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from hybrid_scale.data.records import Pairs
+from hybrid_scale.data.prepared import Pairs
 from hybrid_scale.data.text import length_table, load_text_encoder, make_text_encoder, write_length_tables
 from hybrid_scale.errors import ModelError
 from tests.train.setup import make_config, write_inputs

@@ -10,7 +10,9 @@ import torch
 from pyarrow import parquet
 
 from hybrid_scale import dist
-from hybrid_scale.data.records import Judgment, Passage, Query, Record, RetrievalSet, write_retrieval
+from hybrid_scale.data.prepared import RetrievalSet
+from hybrid_scale.data.records import Judgment, Passage, Query, Record
+from hybrid_scale.data.writing import write_retrieval
 from hybrid_scale.errors import DataError, ModelError
 from hybrid_scale.model.tiny import write_model, write_tokenizer
 from hybrid_scale.retrieval.baselines import run as baselines

@@ -10,8 +10,10 @@ import torch
 
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig
-from hybrid_scale.data.records import Judgment, Passage, Query, RetrievalSet, write_retrieval
+from hybrid_scale.data.prepared import RetrievalSet
+from hybrid_scale.data.records import Judgment, Passage, Query
 from hybrid_scale.data.text import load_text_encoder
+from hybrid_scale.data.writing import write_retrieval
 from hybrid_scale.model.load import load_embedder
 from hybrid_scale.retrieval.benchmark import evaluate_run, score
 from hybrid_scale.runs import RunDirectory

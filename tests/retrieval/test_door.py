@@ -8,7 +8,8 @@ import pytest
 
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig
-from hybrid_scale.data.records import Judgment, Passage, Query, Record, write_retrieval
+from hybrid_scale.data.records import Judgment, Passage, Query, Record
+from hybrid_scale.data.writing import write_retrieval
 from hybrid_scale.retrieval.benchmark import evaluate_run
 from hybrid_scale.runs import RunDirectory, read_json
 from hybrid_scale.train.run import train

@@ -18,8 +18,10 @@ from transformers import PreTrainedTokenizerFast
 
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig, validate
-from hybrid_scale.data.records import Judgment, Passage, Query, Record, RetrievalSet, write_retrieval
+from hybrid_scale.data.prepared import RetrievalSet
+from hybrid_scale.data.records import Judgment, Passage, Query, Record
 from hybrid_scale.data.text import TextEncoder, make_text_encoder
+from hybrid_scale.data.writing import write_retrieval
 from hybrid_scale.errors import DataError
 from hybrid_scale.retrieval import encode as module
 from hybrid_scale.retrieval.encode import Embed, Encoding, encode_stored

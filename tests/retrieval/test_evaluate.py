@@ -10,7 +10,7 @@ import pytest
 import pytrec_eval
 
 from hybrid_scale import dist
-from hybrid_scale.data.records import RetrievalSet
+from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.errors import RunError
 from hybrid_scale.retrieval import evaluate as module
 from hybrid_scale.retrieval.evaluate import evaluate

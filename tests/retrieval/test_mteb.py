@@ -12,8 +12,10 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.models_protocols import EncoderProtocol
 
 from hybrid_scale.config import RunConfig
-from hybrid_scale.data.records import Judgment, Passage, Query, Record, RetrievalSet, write_retrieval
+from hybrid_scale.data.prepared import RetrievalSet
+from hybrid_scale.data.records import Judgment, Passage, Query, Record
 from hybrid_scale.data.text import load_text_encoder
+from hybrid_scale.data.writing import write_retrieval
 from hybrid_scale.errors import ModelError
 from hybrid_scale.model.load import load_embedder
 from hybrid_scale.retrieval.benchmark import score

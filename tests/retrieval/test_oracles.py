@@ -19,7 +19,9 @@ from ir_measures import RR
 from scipy.stats import chi2
 
 from hybrid_scale import dist
-from hybrid_scale.data.records import Judgment, Passage, Query, Record, RetrievalSet, write_retrieval
+from hybrid_scale.data.prepared import RetrievalSet
+from hybrid_scale.data.records import Judgment, Passage, Query, Record
+from hybrid_scale.data.writing import write_retrieval
 from hybrid_scale.retrieval.bias import peer, peer_refusal
 from hybrid_scale.retrieval.evaluate import evaluate, judge, languages_of, outcome, own_passages, positive, without
 from hybrid_scale.retrieval.index import Shard, count_in_shard, judged_keys, search_shards

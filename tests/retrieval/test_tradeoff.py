@@ -9,7 +9,9 @@ import faiss
 import numpy as np
 import pytest
 
-from hybrid_scale.data.records import Judgment, Passage, Query, Record, RetrievalSet, write_retrieval
+from hybrid_scale.data.prepared import RetrievalSet
+from hybrid_scale.data.records import Judgment, Passage, Query, Record
+from hybrid_scale.data.writing import write_retrieval
 from hybrid_scale.errors import DataError
 from hybrid_scale.retrieval.index import Shard, search
 from hybrid_scale.retrieval.tradeoff import run as tradeoff

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import pytrec_eval
 
-from hybrid_scale.data.records import RetrievalSet
+from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.errors import DataError
 from hybrid_scale.retrieval.evaluate import evaluate, evaluate_run_file
 from hybrid_scale.retrieval.index import Shard

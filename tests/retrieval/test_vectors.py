@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hybrid_scale import dist
-from hybrid_scale.data.records import RetrievalSet
+from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.errors import DataError
 from hybrid_scale.retrieval.vectors import open_embeddings, read_ids
 from tests.ranks import run_ranks

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hybrid_scale.data.records import Judgment, Passage, Query, Record, RetrievalSet, write_retrieval
+from hybrid_scale.data.prepared import RetrievalSet
+from hybrid_scale.data.records import Judgment, Passage, Query, Record
+from hybrid_scale.data.writing import write_retrieval
 
 DIMENSIONS = 8
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from hybrid_scale.data.records import RetrievalSet, TextTable
+from hybrid_scale.data.prepared import RetrievalSet, TextTable
 from hybrid_scale.errors import ModelError, describe
 
 K1, B = 0.9, 0.4

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hybrid_scale import dist
-from hybrid_scale.data.records import RetrievalSet
+from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.errors import DataError, describe
 from hybrid_scale.retrieval.baselines.bm25 import Bm25, Tokenizer, rank_by_scores
 from hybrid_scale.retrieval.baselines.languages import Removal, fit_and_remove

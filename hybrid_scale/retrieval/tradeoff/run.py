@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from hybrid_scale import dist, statistics
-from hybrid_scale.data.records import RetrievalSet
+from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.errors import DataError, describe
 from hybrid_scale.retrieval import metrics
 from hybrid_scale.retrieval.evaluate import drops_own_id

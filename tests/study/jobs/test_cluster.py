@@ -17,7 +17,8 @@ import yaml
 from safetensors.numpy import load_file
 
 from hybrid_scale.config import RunConfig, dump_config
-from hybrid_scale.data.records import Judgment, Passage, Query, write_retrieval
+from hybrid_scale.data.records import Judgment, Passage, Query
+from hybrid_scale.data.writing import write_retrieval
 from hybrid_scale.model.tiny import write_model, write_tokenizer
 from hybrid_scale.runs import RunDirectory, read_json
 from hybrid_scale.study.grid import Plan, plan_study
