@@ -1,0 +1,37 @@
+"""What every test may rely on, also under a bare `pytest`: no GPU, no hub, one thread, caches of its own, the same examples.
+
+pytest --hypothesis-profile=random      other examples of the property tests than the ones that are always run
+"""
+
+import atexit
+import os
+import re
+import shutil
+import tempfile
+
+from hypothesis import HealthCheck, settings
+
+CACHES = tempfile.mkdtemp(prefix="hybrid-scale-tests-")
+atexit.register(shutil.rmtree, CACHES, ignore_errors=True)
+
+# Read when libraries are imported, hence set here and not by a fixture.
+os.environ.update(
+    CUDA_VISIBLE_DEVICES="",
+    HF_HOME=f"{CACHES}/huggingface",
+    HF_HUB_OFFLINE="1",
+    MTEB_CACHE=f"{CACHES}/mteb",
+    OMP_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+# Of a job or a launcher that these tests run in. HS_CLUSTER: tests/cluster.sh.
+INHERITED = re.compile(
+    r"(SLURM|SBATCH|SQUEUE|HS(?!_CLUSTER$))_.*|(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|HF_(DATASETS|HUB)_CACHE"
+)
+for name in filter(INHERITED.fullmatch, list(os.environ)):
+    del os.environ[name]
+
+# No clock: a busy machine may take any time for an example, or for drawing one.
+SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fixed", derandomize=True, database=None, **SLOW)
+settings.register_profile("random", print_blob=True, **SLOW)
+settings.load_profile("fixed")
