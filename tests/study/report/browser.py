@@ -1,14 +1,17 @@
 """Headless Chromium over its debugging pipe (Chrome DevTools Protocol), for tests of pages. Standard library only.
 
-Where no Chromium is installed `find()` is None; callers say so.
+Where no Chromium is installed `find()` is None, and one that doesn't run raises BrowserGone; callers say so. What it does takes
+as long as it takes, up to a limit for one that hangs.
 """
 
 import base64
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +22,13 @@ FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars"),
     *("--disable-extensions", "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe"),
 )
+
+
+ANSWER_SECONDS = 300.0
+
+
+class BrowserGone(RuntimeError):
+    """The browser has ended, or hasn't answered for ANSWER_SECONDS."""
 
 
 def find() -> str | None:
@@ -42,7 +52,10 @@ class Browser:
         """The result of one command; events that come before it are kept."""
         number = next(self.numbers)
         message = {"id": number, "method": method, "params": params} | ({"sessionId": session} if session else {})
-        os.write(self.to, json.dumps(message).encode() + b"\0")
+        try:
+            os.write(self.to, json.dumps(message).encode() + b"\0")
+        except BrokenPipeError:
+            raise BrowserGone("the browser has ended") from None
         while True:
             answer = self._next()
             if answer.get("id") == number:
@@ -57,9 +70,11 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self.buffer:
+            if not select.select([self.back], [], [], ANSWER_SECONDS)[0]:
+                raise BrowserGone(f"the browser hasn't answered for {ANSWER_SECONDS:.0f} s")
             part = os.read(self.back, 1 << 20)
             if not part:
-                raise RuntimeError("the browser has ended")
+                raise BrowserGone("the browser has ended")
             self.buffer += part
         message, _, self.buffer = self.buffer.partition(b"\0")
         parsed: dict[str, Any] = json.loads(message)
@@ -71,9 +86,22 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.page("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self.page("Page.navigate", url=file.resolve().as_uri())
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-            self.events.append(self._next())
+        address = file.resolve().as_uri()
+        self.page("Page.navigate", url=address)
+        limit = time.monotonic() + ANSWER_SECONDS
+        while not self._shows(address):  # not the event: that of the empty page before may come late
+            assert time.monotonic() < limit, f"{address} isn't loaded after {ANSWER_SECONDS:.0f} s"
+            time.sleep(0.02)
+
+    def _shows(self, address: str) -> bool:
+        """Whether this page is loaded; an answer may also be that the one before is just going."""
+        try:
+            found = self.page("Runtime.evaluate", expression="[location.href, document.readyState].join(' ')")
+        except BrowserGone:
+            raise
+        except RuntimeError:
+            return False
+        return bool(found["result"].get("value") == f"{address} complete")
 
     def ask(self, expression: str) -> Any:
         """The value of a JavaScript expression. Raises AssertionError where it throws."""
@@ -124,15 +152,11 @@ class Browser:
 def chromium(path: str, home: Path) -> Iterator[Browser]:
     """A browser with a profile of its own in `home`; it ends with the block."""
     (their_in, our_out), (our_in, their_out) = os.pipe(), os.pipe()
-
-    def wire() -> None:  # the protocol's pipe is file descriptors 3 and 4
-        saved_in, saved_out = os.dup(their_in), os.dup(their_out)
-        os.dup2(saved_in, 3)
-        os.dup2(saved_out, 4)
-
-    command = [path, *FLAGS, f"--user-data-dir={home}", "about:blank"]
-    quiet = subprocess.DEVNULL
-    child = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, close_fds=False, preexec_fn=wire)
+    # The protocol's pipe is file descriptors 3 and 4; a shell sets them, as Python's own hook may hang where threads run.
+    wire = 'exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1'
+    command = ["sh", "-c", wire, path, *FLAGS, f"--user-data-dir={home}", "about:blank"]
+    own = {**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home), "XDG_CACHE_HOME": str(home)}
+    child = subprocess.Popen(command, stdin=their_in, stdout=their_out, stderr=subprocess.DEVNULL, env=own)
     os.close(their_in)
     os.close(their_out)
     try:
@@ -142,7 +166,7 @@ def chromium(path: str, home: Path) -> Iterator[Browser]:
         os.close(our_in)
         child.terminate()
         try:
-            child.wait(20)
+            child.wait(60)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
