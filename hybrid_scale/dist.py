@@ -6,6 +6,7 @@ Works with and without a process group: one process is a world of one. Knows no 
 import datetime
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ import torch
 import torch.distributed as c10d
 
 from hybrid_scale import gpu
-from hybrid_scale.errors import HybridScaleError, RunError, describe
+from hybrid_scale.errors import HybridScaleError, RunError, describe, explain
 
 JOIN_SECONDS = 1800.0
+SAID_WITHIN_SECONDS = 5.0
+"""How long a rank with an error waits for rank 0 to say it."""
 
 
 def backend() -> str:
@@ -303,3 +306,45 @@ def is_lost_connection(error: BaseException) -> bool:
         return False
     words = ("gloo", "nccl", "connection", "broken pipe", "store")
     return isinstance(error, c10d.DistError) or any(word in str(error).lower() for word in words)
+
+
+def run_door(action: Callable[[], object]) -> int:
+    """Join the ranks, run `action`, leave. Returns the exit code of this rank.
+
+    0: done. 2: an error that the user can mend (HybridScaleError, OSError). 4: the connection to another rank was lost, which
+    has its own reason. An error is said once: by rank 0, or by the rank that alone has it, if rank 0 says nothing for
+    `SAID_WITHIN_SECONDS`. Every other exception is a defect and passes.
+    """
+    try:
+        start()
+        action()
+        return 0
+    except (HybridScaleError, OSError) as error:
+        _say_once(explain(error))
+        return 2
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        print(f"rank {launched_rank()}: lost another rank: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+        return 4
+    finally:
+        stop()
+
+
+def _say_once(message: str) -> None:
+    """Print on rank 0; on another rank only when rank 0 has none, naming the rank."""
+    if not c10d.is_initialized():
+        if launched_rank() == 0:
+            print(message, file=sys.stderr, flush=True)
+        return
+    store, key = c10d.distributed_c10d._get_default_store(), "door/said"
+    if rank() == 0:
+        print(message, file=sys.stderr, flush=True)
+        store.set(key, "1")
+        return
+    try:
+        store.wait([key], datetime.timedelta(seconds=SAID_WITHIN_SECONDS))
+    except c10d.DistNetworkError:
+        return  # rank 0 has ended: it has said why
+    except RuntimeError:
+        print(f"rank {rank()}: {message}", file=sys.stderr, flush=True)

@@ -42,3 +42,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(names)}."
+
+
+def explain(error: HybridScaleError | OSError) -> str:
+    """What to print: the message of ours, or, of the system's, the file, the reason and a remedy."""
+    if isinstance(error, HybridScaleError):
+        return str(error)
+    where = str(error.filename) if error.filename is not None else "a file"
+    return describe(where, error.strerror or str(error), "the system refuses it", "Check path, rights and room on the disk.")

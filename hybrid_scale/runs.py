@@ -53,6 +53,23 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}:{error.lineno}: not JSON: {error.msg}.") from None
 
 
+def check_writable(*files: Path) -> None:
+    """Make the folders of these files and see that something can be written there, before hours of work.
+
+    Raises RunError: a file is a folder, its folder can't be made or written to.
+    """
+    for file in files:
+        found = "a folder" if file.is_dir() else None
+        try:
+            with atomic_path(file.with_name(f"{file.name}.test")) as beside:
+                beside.touch()
+            file.with_name(f"{file.name}.test").unlink()
+        except OSError as error:
+            found = f"{error.strerror}: {error.filename}"
+        if found is not None:
+            raise RunError(describe(str(file), found, "a file is to be written here", "Choose another place."))
+
+
 FREE = {
     *("run.name", "run.directory", "data.evaluate", "model.gradient_checkpointing", "loss.max_logits"),
     *("data.train", "model.base", "model.revision"),

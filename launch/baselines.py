@@ -5,8 +5,9 @@
     python launch/baselines.py data/xquad_r --out baselines --embeddings vectors/me5-small --remove language_mean lir:1
 
 Each result is OUT/NAME/eval/SET.json, as a run directory has it. --remove adds, for every encoder and every folder of vectors,
-the same vectors after that removal (hybrid_scale/retrieval/baselines/languages.py says what it is fitted on). The twelve parts of
-CQADupStack are also averaged into one result. Encoders divide the corpus over the processes of `accelerate launch`.
+the same vectors after that removal (hybrid_scale/retrieval/baselines/languages.py says what it is fitted on). A set in parts, as
+prepare.py makes CQADupStack, is one folder and gives one result, the mean of its parts; its --embeddings folder holds a folder
+for each part. Encoders divide the corpus over the processes of `accelerate launch`.
 """
 
 import argparse
@@ -17,11 +18,14 @@ from typing import Any
 
 from hybrid_scale import dist
 from hybrid_scale.data.prepared import RetrievalSet
-from hybrid_scale.errors import ConfigError, HybridScaleError, describe
+from hybrid_scale.errors import ConfigError, describe
 from hybrid_scale.retrieval.baselines import run as baselines
 from hybrid_scale.retrieval.baselines.bm25 import Tokenizer
 from hybrid_scale.retrieval.baselines.languages import parse
+from hybrid_scale.retrieval.baselines.run import Results, Room, Table, bm25, dense_results, results_on, without
+from hybrid_scale.retrieval.parts import beside, open_sets
 from hybrid_scale.retrieval.published_encoder import POOLINGS, Encoder, EncoderOptions
+from hybrid_scale.runs import check_writable
 
 COLUMNS = ("ndcg@10", "recall@100", "mono_map", "cross_map", "multi_map", "rank_distance")
 
@@ -42,35 +46,65 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--embeddings", type=Path, nargs="+", default=[], help="folders with vectors; one per data set, in order")
     parser.add_argument("--remove", nargs="+", default=[], metavar="METHOD", help="language_mean, lir, lir:R")
     parser.add_argument("--save-vectors", type=Path, help="also keep encoders' vectors, as FOLDER/ENCODER/SET")
+    room = "memory for a rank's passages; beyond it they are read from disk (default 4)"
+    parser.add_argument("--memory-gib", type=float, default=4.0, help=room)
     return parser.parse_args(given)
 
 
 def checked(chosen: argparse.Namespace) -> argparse.Namespace:
-    """Raises ConfigError: nothing asked for, folders of vectors that don't match the sets."""
+    """All that is known before anything is computed. Raises ConfigError or DataError."""
     if not (chosen.bm25 or chosen.encoder or chosen.embeddings):
         raise ConfigError(describe("baselines", "none", "give --bm25, --encoder or --embeddings"))
     if chosen.embeddings and len(chosen.embeddings) != len(chosen.data):
         found = f"{len(chosen.embeddings)} for {len(chosen.data)} data sets"
         raise ConfigError(describe("--embeddings", found, "one folder per data set, in the same order"))
+    for key, value in (("--batch", chosen.batch), ("--max-tokens", chosen.max_tokens), ("--memory-gib", chosen.memory_gib)):
+        if value is not None and not value > 0:
+            raise ConfigError(describe(key, value, "must be above 0"))
+    if chosen.save_vectors and dist.world_size() != 1:
+        raise ConfigError(
+            describe("--save-vectors", f"{dist.world_size()} ranks", "one process writes them", "Start one process.")
+        )
+    sources = (["bm25"] if chosen.bm25 else []) + [options(chosen, model).name for model in chosen.encoder]
+    removals = [parse(text) for text in chosen.remove]
+    for directory in chosen.data:
+        open_sets(directory)
+    for number, directory in enumerate(chosen.data):
+        names = sources + ([chosen.embeddings[number].name] if chosen.embeddings else [])
+        dense = [name for name in names if name != "bm25"]
+        baselines.check_results(chosen.out, [*names, *(without(name, r) for name in dense for r in removals)], [directory])
+    baselines.check_results(chosen.out, sources, chosen.data)
+    dist.first_rank_does(lambda: check_writable(chosen.out / "test"))
     return chosen
 
 
 def results(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every result asked for, one after another. Collective."""
-    tasks = [RetrievalSet(directory) for directory in chosen.data]
     removals = [parse(text) for text in chosen.remove]
-    if chosen.bm25:
-        for task in tasks:
-            yield baselines.bm25(task, chosen.out, Tokenizer(chosen.stem))
-    for directory, task in zip(chosen.embeddings, tasks, strict=False):
-        yield from baselines.dense_results(task, chosen.out, baselines.given(directory, task), "embeddings", removals)
+    room = Room(chosen.memory_gib * 2**30, chosen.out)
+    for directory in chosen.data if chosen.bm25 else ():
+        yield from results_on(
+            directory, chosen.out, lambda task, table: iter([bm25(task, table("bm25"), Tokenizer(chosen.stem))])
+        )
+    for folder, directory in zip(chosen.embeddings, chosen.data, strict=False):
+
+        def of_folder(task: RetrievalSet, table: Table, folder: Path = folder, directory: Path = directory) -> Results:
+            vectors = baselines.given(beside(folder, directory, task), task, folder.name, room)
+            return dense_results(task, table, vectors, "embeddings", removals, room)
+
+        yield from results_on(directory, chosen.out, of_folder)
     for model in chosen.encoder:
         encoder = Encoder(options(chosen, model))
-        for task in tasks:
-            vectors = baselines.encoded(task, encoder)
-            if chosen.save_vectors:
-                baselines.save_vectors(chosen.save_vectors / vectors.name / task.name, task, vectors)
-            yield from baselines.dense_results(task, chosen.out, vectors, "encoder", removals)
+        for directory in chosen.data:
+
+            def of_encoder(task: RetrievalSet, table: Table, encoder: Encoder = encoder, directory: Path = directory) -> Results:
+                with baselines.encoded(task, encoder, room) as vectors:
+                    if chosen.save_vectors:
+                        kept = chosen.save_vectors / vectors.name / directory.name
+                        baselines.save_vectors(beside(kept, directory, task), task, vectors)
+                    yield from dense_results(task, table, vectors, "encoder", removals, room)
+
+            yield from results_on(directory, chosen.out, of_encoder)
 
 
 def options(chosen: argparse.Namespace, model: str) -> EncoderOptions:
@@ -91,26 +125,15 @@ def line(result: dict[str, Any]) -> str:
 
 
 def main(given: list[str] | None = None) -> int:
-    """Exit code: 0, or 2 with a message on stderr."""
+    """Exit code: see dist.run_door."""
     chosen = arguments(given)
-    try:
-        dist.start()
-        checked(chosen)
-        made = []
-        for result in results(chosen):
-            made.append(result)
+
+    def work() -> None:
+        for result in results(checked(chosen)):
             if dist.rank() == 0:
                 print(line(result), flush=True)
-        for mean in baselines.averages(chosen.out, made, [RetrievalSet(directory) for directory in chosen.data]):
-            if dist.rank() == 0:
-                print(line(mean), flush=True)
-    except HybridScaleError as error:
-        if dist.rank() == 0:
-            print(error, file=sys.stderr)
-        return 2
-    finally:
-        dist.stop()
-    return 0
+
+    return dist.run_door(work)
 
 
 if __name__ == "__main__":

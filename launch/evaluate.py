@@ -9,9 +9,10 @@
 --run takes the latest checkpoint of a run directory (--best: the one that checkpoints/best names), --config the base model of a
 run's YAML as it is. Their embeddings are kept in --store, by default RUN_DIR/embeddings/SET/CHECKPOINT: the same command again
 goes on after a kill and searches without encoding. --embeddings DIR holds such stores, or corpus.npy, corpus_ids.txt,
-queries.npy and queries_ids.txt. Every process encodes what is free and searches its share; the numbers don't depend on how many
-there are (`python launch/evaluate.py` is one). They are defined in hybrid_scale/retrieval/measures.py. FILE.parquet beside
-FILE.json holds the values of single queries.
+queries.npy and queries_ids.txt. A set in parts (CQADupStack) is one folder and one result, the mean of its parts; its stores and
+vectors lie in a folder for each part. Every process encodes what is free and searches its share; the numbers don't depend on how
+many there are (`python launch/evaluate.py` is one). They are defined in hybrid_scale/retrieval/measures.py. FILE.parquet beside
+FILE.json holds the values of single queries. Files of another kind are never overwritten.
 """
 
 import argparse
@@ -26,15 +27,16 @@ from hybrid_scale import dist
 from hybrid_scale.config import RunConfig, load_config
 from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.data.text import load_text_encoder
-from hybrid_scale.errors import HybridScaleError, RunError, describe
+from hybrid_scale.errors import RunError, describe
 from hybrid_scale.model.load import load_embedder
 from hybrid_scale.retrieval.benchmark import trained_on
 from hybrid_scale.retrieval.encode import Encoding, encode_stored
 from hybrid_scale.retrieval.evaluate import evaluate, evaluate_run_file, write_table
 from hybrid_scale.retrieval.index import Shard
-from hybrid_scale.retrieval.trec import score_files, write_qrels
+from hybrid_scale.retrieval.parts import beside, one_set, open_sets, score_all
+from hybrid_scale.retrieval.trec import check_ids, score_files, write_qrels
 from hybrid_scale.retrieval.vectors import open_embeddings, open_stored
-from hybrid_scale.runs import RunDirectory, write_json
+from hybrid_scale.runs import RunDirectory, check_writable, read_json, write_json
 from hybrid_scale.train.checkpoint import COMPLETE, best, damage, latest
 from hybrid_scale.train.resume import model_digests
 
@@ -66,7 +68,13 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
 
 def _refuse_contradictions(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
     if chosen.top_k < 1:
-        parser.error("--top-k must be at least 1")
+        parser.error(f"--top-k is {chosen.top_k}: it must be at least 1")
+    if chosen.memory_gib is not None and not chosen.memory_gib > 0:
+        parser.error(f"--memory-gib is {chosen.memory_gib}: it must be above 0")
+    if chosen.run_order != "score" and not chosen.run_in:
+        parser.error("--run-order needs --run-in")
+    if chosen.out.suffix != ".json":
+        parser.error(f"--out is {chosen.out}: its name must end in .json (the table beside it in .parquet)")
     if chosen.best and not chosen.run:
         parser.error("--best needs --run")
     if chosen.store and not (chosen.run or chosen.config):
@@ -118,61 +126,90 @@ def model_facts(config: RunConfig, checkpoint: Path | None) -> dict[str, Any]:
     return facts
 
 
-def encode(chosen: argparse.Namespace, task: RetrievalSet) -> tuple[np.ndarray, Shard]:
-    """Vectors of all queries and of this rank's share of the corpus, by a replica of the model on each rank."""
-    run = RunDirectory(chosen.run) if chosen.run else None
-    config = run.config() if run else load_config(chosen.config)
-    checkpoint = checkpoint_of(run, chosen.best) if run else None
-    home = (run or RunDirectory(config.run.directory)).embeddings
-    store = chosen.store or home / task.name / (checkpoint.name if checkpoint else "base")
-    embedder = load_embedder(config.model, config.run.seed, checkpoint / "adapter" if checkpoint else None)
-    embedder = embedder.to(dist.device()).eval()
-    facts = dist.first_rank_does(lambda: model_facts(config, checkpoint))
-    tokens, dtype = config.training.max_tokens_per_embedding_batch, config.evaluation.embedding_dtype
-    encoder = load_text_encoder(config)
-    queries = encode_stored(
-        task, "query", store / "queries", Encoding(facts, encoder, lambda batch: embedder(**batch), tokens, "float32")
-    )
-    corpus = encode_stored(
-        task, "passage", store / "corpus", Encoding(facts, encoder, lambda batch: embedder(**batch), tokens, dtype)
-    )
-    return open_stored(queries, corpus, task, chosen.memory_gib or config.evaluation.shard_memory_gib, checked=True)
+class Model:
+    """A run's model, or its untrained base, on this rank's device: opened once, for all parts of a set."""
+
+    def __init__(self, chosen: argparse.Namespace):
+        run = RunDirectory(chosen.run) if chosen.run else None
+        self.config = run.config() if run else load_config(chosen.config)
+        checkpoint = checkpoint_of(run, chosen.best) if run else None
+        self.point = checkpoint.name if checkpoint else "base"
+        self.home = (run or RunDirectory(self.config.run.directory)).embeddings
+        embedder = load_embedder(self.config.model, self.config.run.seed, checkpoint / "adapter" if checkpoint else None)
+        self.embedder = embedder.to(dist.device()).eval()
+        self.facts = dist.first_rank_does(lambda: model_facts(self.config, checkpoint))
+        self.encoder = load_text_encoder(self.config)
+
+    def vectors(self, task: RetrievalSet, store: Path, memory_gib: float | None) -> tuple[np.ndarray, Shard]:
+        """Vectors of all queries and of this rank's share of the corpus, by a replica of the model on each rank."""
+        tokens, dtype = self.config.training.max_tokens_per_embedding_batch, self.config.evaluation.embedding_dtype
+        with_type = lambda kind: Encoding(self.facts, self.encoder, lambda batch: self.embedder(**batch), tokens, kind)  # noqa: E731
+        queries = encode_stored(task, "query", store / "queries", with_type("float32"))
+        corpus = encode_stored(task, "passage", store / "corpus", with_type(dtype))
+        return open_stored(queries, corpus, task, memory_gib or self.config.evaluation.shard_memory_gib, checked=True)
+
+
+def check_outputs(chosen: argparse.Namespace) -> None:
+    """All that is to be written can be, and replaces at most results of this door. Raises RunError."""
+    files = [path for path in (chosen.out, chosen.out.with_suffix(".parquet"), chosen.run_file, chosen.qrels_out) if path]
+    inputs = [path.resolve() for path in (chosen.run_in, chosen.qrels) if path]
+    for number, path in enumerate(files):
+        if path.resolve() in inputs or path in files[:number]:
+            raise RunError(describe(str(path), "named twice", "each file is read, or written once", "Choose another name."))
+    check_writable(*files)
+    if chosen.out.exists() and not _is_result(read_json(chosen.out)):
+        raise RunError(describe(str(chosen.out), "another file", "only results are replaced", "Choose another --out."))
+    for path in (chosen.run_file, chosen.qrels_out):
+        if path and path.exists():
+            raise RunError(describe(str(path), "a file", "TREC files are never overwritten", "Choose another name."))
+
+
+def _is_result(content: Any) -> bool:
+    return isinstance(content, dict) and "metrics" in content
 
 
 def score(chosen: argparse.Namespace) -> dict[str, Any]:
     """The numbers; files that go beside them are written."""
     per_query = chosen.out.with_suffix(".parquet")
     if chosen.qrels:
-        result, table = score_files(chosen.run_in, chosen.qrels, chosen.run_order)
-        write_table(per_query, table, {"run": chosen.run_in.name, "qrels": chosen.qrels.name})
+        result, table = score_files(chosen.run_in, chosen.qrels, chosen.run_order, bool(chosen.drop_own_id))
+        dist.first_rank_does(lambda: write_table(per_query, table, {"run": chosen.run_in.name, "qrels": chosen.qrels.name}))
         return result
-    task = RetrievalSet(chosen.data)
+    if chosen.run_in or chosen.run_file or chosen.qrels_out:
+        task = one_set(chosen.data, "TREC files belong to a single set")
+    if chosen.run_file or chosen.qrels_out:
+        check_ids(task)
     if chosen.qrels_out:
         dist.first_rank_does(lambda: write_qrels(chosen.qrels_out, task))
     if chosen.run_in:
-        return evaluate_run_file(task, chosen.run_in, chosen.run_order, per_query)
-    queries, shard = (
-        open_embeddings(chosen.embeddings, task, chosen.memory_gib or 4.0) if chosen.embeddings else encode(chosen, task)
-    )
-    result = evaluate(task, queries, shard, chosen.top_k, chosen.run_file, per_query, chosen.drop_own_id)
-    return {**result, "in_domain": trained_on(task, RunDirectory(chosen.run).config())} if chosen.run else result
+        return evaluate_run_file(task, chosen.run_in, chosen.run_order, per_query, chosen.drop_own_id)
+    open_sets(chosen.data)
+    model = None if chosen.embeddings else Model(chosen)
+
+    def score_one(task: RetrievalSet, per_query_file: Path | None) -> dict[str, Any]:
+        if model is None:
+            queries, shard = open_embeddings(beside(chosen.embeddings, chosen.data, task), task, chosen.memory_gib or 4.0)
+        else:
+            store = beside(chosen.store or model.home / chosen.data.name / model.point, chosen.data, task)
+            queries, shard = model.vectors(task, store, chosen.memory_gib)
+        result = evaluate(task, queries, shard, chosen.top_k, chosen.run_file, per_query_file, chosen.drop_own_id)
+        return {**result, "in_domain": trained_on(task, model.config)} if model and chosen.run else result
+
+    return score_all(chosen.data, score_one, per_query, dist.first_rank_does)
 
 
 def main(given: list[str] | None = None) -> int:
+    """Exit code: see dist.run_door."""
     chosen = arguments(given)
-    try:
-        dist.start()
+
+    def work() -> None:
+        dist.first_rank_does(lambda: check_outputs(chosen))
         result = score(chosen)
         dist.first_rank_does(lambda: write_json(chosen.out, result))
         if dist.rank() == 0:
             print(summary(result))
-    except HybridScaleError as error:
-        if dist.rank() == 0:
-            print(error, file=sys.stderr)
-        return 2
-    finally:
-        dist.stop()
-    return 0
+
+    return dist.run_door(work)
 
 
 if __name__ == "__main__":

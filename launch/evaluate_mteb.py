@@ -15,9 +15,9 @@ from typing import Any
 
 from hybrid_scale import dist
 from hybrid_scale.config import load_config
-from hybrid_scale.errors import HybridScaleError, ModelError, RunError, describe
+from hybrid_scale.errors import ModelError, RunError, describe
 from hybrid_scale.retrieval.mteb_encoder import MtebEncoder, from_config, from_exported
-from hybrid_scale.runs import RunDirectory
+from hybrid_scale.runs import RunDirectory, check_writable
 from hybrid_scale.train.checkpoint import latest
 
 ORGANISATION = "hybrid_scale"
@@ -73,18 +73,17 @@ def tasks_named(names: list[str]) -> Any:
 
 
 def main(given: list[str] | None = None) -> int:
-    """Exit code: 0, or 2 with a message on stderr."""
+    """Exit code: see dist.run_door."""
     chosen = arguments(given)
-    try:
-        dist.start()
+
+    def work() -> None:
+        if dist.world_size() != 1:
+            raise RunError(describe("evaluate_mteb", f"{dist.world_size()} ranks", "mteb runs in one process", "Start one."))
         tasks = tasks_named(chosen.tasks)
+        check_writable(chosen.out / "results")
         print("\n".join(run_tasks(encoder(chosen), tasks, chosen.out)))
-    except HybridScaleError as error:
-        print(error, file=sys.stderr)
-        return 2
-    finally:
-        dist.stop()
-    return 0
+
+    return dist.run_door(work)
 
 
 if __name__ == "__main__":

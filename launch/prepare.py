@@ -5,6 +5,9 @@ python launch/prepare.py xquad_r --path raw/xquad-r --languages en,de --out data
 python launch/prepare.py pairs --path a.jsonl.gz b.jsonl --out data/train --rejects rejects.jsonl --config run.yaml
 python launch/prepare.py pairs --path nq.jsonl.gz --out data/train --contains nq        # so that results on NQ say in-domain
 python launch/prepare.py beir_set --option name=scifact --path beir/scifact --out data/scifact
+python launch/prepare.py beir_set --option name=cqadupstack --path beir/cqadupstack --out data/cqadupstack   # its twelve parts
+
+The parts of a set are prepared one after another; those that are there already are kept.
 """
 
 import argparse
@@ -18,11 +21,12 @@ from typing import Any
 from hybrid_scale.config import load_config
 from hybrid_scale.data.folder import Rejects
 from hybrid_scale.data.records import Record
+from hybrid_scale.data.sources.beir_sets import parts_of
 from hybrid_scale.data.sources.domains import check_contains, facts
 from hybrid_scale.data.sources.registry import READERS, options, reader
 from hybrid_scale.data.summary import summarize
 from hybrid_scale.data.writing import write
-from hybrid_scale.errors import ConfigError, HybridScaleError, describe
+from hybrid_scale.errors import ConfigError, DataError, HybridScaleError, describe, explain
 from hybrid_scale.runs import write_json
 
 PROGRESS_EVERY_ROWS = 100_000
@@ -35,16 +39,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         encoder = text_encoder(given.config) if given.config else None
         chosen = options(given.source, _options(given))
         check_contains(given.source, chosen, given.contains)
-        records = _with_progress(reader(given.source)(**chosen))
-        manifest = write(records, given.out, {"name": given.source, **_plain(chosen)}, Rejects(given.rejects))
-        write_json(given.out / "manifest.json", {**manifest, **facts(given.source, chosen, given.contains)})
-        print(summarize(given.out))
-        if encoder is not None:
-            print("\n".join(write_token_lengths(given.out, encoder)))
-    except HybridScaleError as error:
-        print(error, file=sys.stderr)
+        parts = parts_of(chosen["name"]) if given.source == "beir_set" else ()
+        if parts:
+            prepare_parts(given, chosen, parts, encoder)
+        else:
+            prepare(given, chosen, given.out, given.rejects, encoder)
+    except (HybridScaleError, OSError) as error:
+        print(explain(error), file=sys.stderr)
         return 2
     return 0
+
+
+def prepare(given: argparse.Namespace, chosen: dict[str, Any], out: Path, rejects: Path | None, encoder: Any) -> None:
+    """Read, check and write one set; print what it holds."""
+    records = _with_progress(reader(given.source)(**chosen))
+    manifest = write(records, out, {"name": given.source, **_plain(chosen)}, Rejects(rejects))
+    write_json(out / "manifest.json", {**manifest, **facts(given.source, chosen, given.contains)})
+    print(summarize(out))
+    if encoder is not None:
+        print("\n".join(write_token_lengths(out, encoder)))
+
+
+def prepare_parts(given: argparse.Namespace, chosen: dict[str, Any], parts: Sequence[str], encoder: Any) -> None:
+    """Each part as OUT/PART; a part that is there is kept, so that a stopped preparation goes on."""
+    if (given.out / "manifest.json").exists():
+        rule = f"{chosen['name']} comes in {len(parts)} parts, a folder of sets"
+        raise DataError(describe(str(given.out), "a prepared set", rule, "Choose another --out."))
+    for part in parts:
+        if (given.out / part / "manifest.json").is_file():
+            print(f"{given.out / part}: is there, kept")
+            continue
+        rejects = given.rejects and given.rejects.with_stem(f"{given.rejects.stem}.{part}")
+        prepare(given, {**chosen, "name": f"{chosen['name']}-{part}"}, given.out / part, rejects, encoder)
 
 
 def text_encoder(config: Path) -> Any:

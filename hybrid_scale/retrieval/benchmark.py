@@ -1,5 +1,6 @@
 """A model over the retrieval sets of a run: encode in lock-step, search, score, one JSON file a set, and for the final model the
-values of single queries. Knows no engine: `embed` is handed in.
+values of single queries. A set in parts (parts.py) gives one file.
+Knows no engine: `embed` is handed in.
 """
 
 import sys
@@ -14,8 +15,8 @@ from hybrid_scale.data.sources.domains import in_domain
 from hybrid_scale.data.text import TextEncoder
 from hybrid_scale.retrieval.encode import Embed, encode_corpus, encode_queries
 from hybrid_scale.retrieval.evaluate import evaluate
-from hybrid_scale.retrieval.index import Shard
-from hybrid_scale.retrieval.store import rounded
+from hybrid_scale.retrieval.parts import score_all
+from hybrid_scale.retrieval.spill import Spill
 from hybrid_scale.runs import RunDirectory, read_json, write_json
 
 SHOWN = ("mono_map", "cross_map", "multi_map", "rank_distance", "ndcg@10", "recall@100")
@@ -23,26 +24,41 @@ SHOWN = ("mono_map", "cross_map", "multi_map", "rank_distance", "ndcg@10", "reca
 
 def evaluate_run(config: RunConfig, run: RunDirectory, encoder: TextEncoder, embed: Embed, step: int | None) -> None:
     """Score every set of `data.evaluate` and write `eval/SET.json` (or `.step-N.json`). Collective."""
+
+    def score_one(task: RetrievalSet, per_query_file: Path | None) -> dict[str, Any]:
+        return score(task, config, encoder, embed, per_query_file, run.embeddings)
+
     for directory in config.data.evaluate:
-        task = RetrievalSet(directory)
-        path = run.evaluation_file(task.name, step)
-        result = score(task, config, encoder, embed, path.with_suffix(".parquet") if step is None else None)
+        path = run.evaluation_file(Path(directory).name, step)
+        per_query_file = path.with_suffix(".parquet") if step is None else None
+        result = score_all(directory, score_one, per_query_file, dist.first_rank_does)
         if dist.rank() == 0:
             write_json(path, {"step": step, **result})
             print(f"{summary(result)}  -> {path}", file=sys.stderr, flush=True)
 
 
 def score(
-    task: RetrievalSet, config: RunConfig, encoder: TextEncoder, embed: Embed, per_query_file: Path | None = None
+    task: RetrievalSet,
+    config: RunConfig,
+    encoder: TextEncoder,
+    embed: Embed,
+    per_query_file: Path | None = None,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Metrics of one set; see `retrieval.evaluate`. Passages are rounded to the type in which launch/evaluate.py stores them."""
+    """Metrics of one set; see `retrieval.evaluate`. Passages are rounded to the type in which launch/evaluate.py stores them.
+
+    A rank's vectors beyond `evaluation.shard_memory_gib` lie in `folder` (the run's `embeddings`) until the set is scored.
+    """
     started = time.monotonic()
-    tokens = config.training.max_tokens_per_embedding_batch
+    tokens, settings = config.training.max_tokens_per_embedding_batch, config.evaluation
     queries = encode_queries(task, encoder, embed, tokens)
-    numbers, vectors = encode_corpus(task, encoder, embed, tokens)
-    encoded = time.monotonic()
-    shard = Shard(numbers, rounded(vectors, config.evaluation.embedding_dtype))
-    result = evaluate(task, queries, shard, config.evaluation.top_k, per_query_file=per_query_file)
+    numbers, blocks = encode_corpus(task, encoder, embed, tokens)
+    folder = folder or RunDirectory(config.run.directory).embeddings
+    name = lambda row: f"passage {task.corpus.column('id', numbers[row : row + 1])[0]!r}"  # noqa: E731
+    with Spill(len(numbers), settings.embedding_dtype, settings.shard_memory_gib * 2**30, folder, name) as spill:
+        shard = dist.together(lambda: spill.extend(blocks).shard(numbers))
+        encoded = time.monotonic()
+        result = evaluate(task, queries, shard, settings.top_k, per_query_file=per_query_file)
     seconds = {"encode": round(encoded - started, 2), "search": round(time.monotonic() - encoded, 2)}
     return {**result, "in_domain": trained_on(task, config), "seconds": seconds}
 

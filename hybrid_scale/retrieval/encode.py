@@ -1,14 +1,15 @@
 """Texts of a retrieval set -> unit vectors, by two ways. Knows no metric and no engine: `embed` is handed in.
 
 To a store on disk: every rank has a whole model and takes the next part that nobody has taken, so ranks may differ in speed
-and a killed run goes on where it was. In lock-step, to memory: for models whose forward is collective (ZeRO-3, in training).
+and a killed run goes on where it was. In lock-step, block after block: for models whose forward is collective (ZeRO-3, in
+training).
 """
 
 import hashlib
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,26 +190,30 @@ class Progress:
 
 def encode_share(
     texts: TextTable, role: Role, lengths: np.ndarray, encoder: TextEncoder, embed: Embed, max_tokens: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """This rank's texts (numbers int64 [n]) and their vectors (float32 [n, D]).
+) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+    """This rank's texts (numbers int64 [n]), and their vectors as they are made: float32 [m, D], together [n, D].
 
-    All ranks call `embed` equally often (ZeRO-3 forwards are collective); a rank without texts left embeds a dummy.
+    All ranks call `embed` equally often (ZeRO-3 forwards are collective), so all must exhaust the vectors; a rank without texts
+    left embeds a dummy and gets [0, D].
     """
     plan = partition(lengths.astype(np.int64), dist.world_size(), Budget(max_tokens, packed=encoder.packed))
     mine = plan.micro_batches[dist.rank()]
-    vectors: list[np.ndarray] = []
-    started = said = time.monotonic()
-    for number, batch in enumerate(mine):
-        rows = encoder.encode(role, texts.column("text", batch)) if len(batch) else [[encoder.end]]
-        with torch.no_grad():
-            batch_tokens = encoder.collate(rows)
-            embedded = embed({name: t if name == "lengths" else t.to(dist.device()) for name, t in batch_tokens.items()})
-        vectors.append(embedded[: len(batch)].float().cpu().numpy())
-        now = time.monotonic()
-        if dist.rank() == 0 and now - said > PROGRESS_SECONDS:
-            said = now
-            _say(role, number + 1, len(mine), sum(map(len, vectors)) * dist.world_size(), now - started)
-    return np.concatenate(mine), np.concatenate(vectors)
+
+    def vectors() -> Iterator[np.ndarray]:
+        texts_done, started = 0, time.monotonic()
+        said = started
+        for number, batch in enumerate(mine):
+            rows = encoder.encode(role, texts.column("text", batch)) if len(batch) else [[encoder.end]]
+            with torch.no_grad():
+                tokens = encoder.collate(rows)
+                embedded = embed({name: t if name == "lengths" else t.to(dist.device()) for name, t in tokens.items()})
+            yield embedded[: len(batch)].float().cpu().numpy()
+            texts_done, now = texts_done + len(batch), time.monotonic()
+            if dist.rank() == 0 and now - said > PROGRESS_SECONDS:
+                said = now
+                _say(role, number + 1, len(mine), texts_done * dist.world_size(), now - started)
+
+    return np.concatenate(mine), vectors()
 
 
 def _say(role: Role, done: int, total: int, texts: int, elapsed: float) -> None:
@@ -220,14 +225,17 @@ def _say(role: Role, done: int, total: int, texts: int, elapsed: float) -> None:
 def encode_queries(task: RetrievalSet, encoder: TextEncoder, embed: Embed, max_tokens: int) -> np.ndarray:
     """Vectors of all queries, float32 [Q, D], on every rank."""
     lengths = prepare_lengths(task, "queries", task.queries, "query", encoder)
-    numbers, vectors = encode_share(task.queries, "query", lengths, encoder, embed, max_tokens)
+    numbers, blocks = encode_share(task.queries, "query", lengths, encoder, embed, max_tokens)
+    vectors = np.concatenate(list(blocks))
     whole = np.empty((len(task.queries), vectors.shape[1]), np.float32)
     whole[np.concatenate(dist.gather_arrays(numbers))] = np.concatenate(dist.gather_arrays(vectors))
     return whole
 
 
-def encode_corpus(task: RetrievalSet, encoder: TextEncoder, embed: Embed, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """This rank's shard of the corpus: passage numbers int64 [n] and vectors float32 [n, D]."""
+def encode_corpus(
+    task: RetrievalSet, encoder: TextEncoder, embed: Embed, max_tokens: int
+) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+    """This rank's passages: numbers int64 [n], and their vectors as they are made (see `encode_share`)."""
     lengths = prepare_lengths(task, "corpus", task.corpus, "passage", encoder)
     return encode_share(task.corpus, "passage", lengths, encoder, embed, max_tokens)
 

@@ -192,13 +192,20 @@ def write_table(path: Path, table: pa.Table, facts: dict[str, str]) -> None:
 
 
 def evaluate_run_file(
-    task: RetrievalSet, path: Path, order: trec.Order = "score", per_query_file: Path | None = None
+    task: RetrievalSet,
+    path: Path,
+    order: trec.Order = "score",
+    per_query_file: Path | None = None,
+    drop_own_id: bool | None = None,
 ) -> dict[str, Any]:
     """All measures of `task` for the results in a TREC run, down to the depth that it has: what it doesn't list isn't found.
 
-    Raises DataError: a line that isn't one of a run, an id that the set doesn't hold, a passage twice for a query.
+    `drop_own_id` as in `evaluate`. All ranks call it alike. Raises DataError: a line that isn't one of a run, an id that the set
+    doesn't hold, a passage twice for a query.
     """
+    drop = drops_own_id(task) if drop_own_id is None else drop_own_id
     results = trec.read_run(path, order)
+    results, dropped = trec.without_own_ids(results) if drop else (results, 0)
     query = trec.numbers_of(results.query_ids, task.queries, f"{path}: queries", task.name)[results.query]
     passage = trec.numbers_of(results.passage_ids, task.corpus, f"{path}: passages", task.name)[results.passage]
     passage_languages, passage_language = languages_of(task, task.corpus)
@@ -206,6 +213,7 @@ def evaluate_run_file(
     above, found = trec.ranks_in(query, passage, passage_language, len(passage_languages), wanted[:, 0], wanted[:, 1])
     judged = judge(task, above, found)
     if per_query_file is not None:
-        write_per_query(per_query_file, task, judged, None)
+        dist.first_rank_does(lambda: write_per_query(per_query_file, task, judged, None))
     missing = len(task.queries) - len(np.unique(query))
-    return facts(task, judged) | summarise(judged, len(task.corpus)) | {"run": path.name, "queries_without_results": missing}
+    counts = {"queries_without_results": missing, **({"own_ids_dropped": dropped} if drop else {})}
+    return facts(task, judged) | summarise(judged, len(task.corpus)) | {"run": path.name} | counts

@@ -7,6 +7,7 @@ Each rank encodes its slice of the corpus on its own device. Knows no measure. N
 Shapes: Q queries, P passages, n of them on this rank, D dimensions.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from hybrid_scale import dist
-from hybrid_scale.data.prepared import RetrievalSet
+from hybrid_scale.data.prepared import RetrievalSet, TextTable
 from hybrid_scale.errors import ModelError, describe
 
 POOLINGS = ("mean", "cls", "lasttoken", "max")
+TEXTS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,21 @@ class Encoder:
         return np.asarray(encode(texts, **options, **given), np.float32)
 
 
-def encode_set(task: RetrievalSet, encoder: Encoder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vectors of all queries [Q, D] on every rank, and numbers [n] and vectors [n, D] of this rank's passages. Collective."""
+def encode_set(task: RetrievalSet, encoder: Encoder) -> tuple[np.ndarray, np.ndarray, Iterator[np.ndarray]]:
+    """Vectors of all queries [Q, D] on every rank; of this rank's passages the numbers [n], and the vectors block by block.
+
+    Collective. Texts are taken and encoded `TEXTS_AT_ONCE` at a time; encoders sort by length inside such a block.
+    """
     mine = _slice(len(task.queries))
-    queries = np.concatenate(dist.gather_arrays(encoder.queries(task.queries.column("text", mine))))
+    queries = np.concatenate(dist.gather_arrays(np.concatenate(list(_blocks(task.queries, mine, encoder.queries)))))
     passages = _slice(len(task.corpus))
-    return queries, passages, encoder.passages(task.corpus.column("text", passages))
+    return queries, passages, _blocks(task.corpus, passages, encoder.passages)
+
+
+def _blocks(table: TextTable, rows: np.ndarray, encode: Callable[[list[str]], np.ndarray]) -> Iterator[np.ndarray]:
+    """At least one block, be it empty."""
+    for start in range(0, max(1, len(rows)), TEXTS_AT_ONCE):
+        yield encode(table.column("text", rows[start : start + TEXTS_AT_ONCE]))
 
 
 def _slice(rows: int) -> np.ndarray:

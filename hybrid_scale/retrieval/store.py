@@ -54,11 +54,6 @@ def decode(stored: np.ndarray, dtype: str) -> np.ndarray:
     return bits.view(np.float32)
 
 
-def rounded(vectors: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 vectors as a store of that type would give them back."""
-    return decode(encode(vectors, dtype), dtype)
-
-
 # ---------------------------------------------------------------------------------------------------------------- store
 
 

@@ -46,6 +46,18 @@ class Lines:
 # ------------------------------------------------------------------------------------------------------------------- out
 
 
+def check_ids(task: RetrievalSet) -> None:
+    """Raise DataError where an id holds white space, which parts the fields of TREC's files."""
+    for kind, table in (("query", task.queries), ("passage", task.corpus)):
+        ids = table.table.column("id")
+        wrong = ids.filter(pc.match_substring_regex(ids, r"\s|^$"))
+        if len(wrong):
+            where, rule = f"{task.name}: {kind} id", f"{len(wrong)} ids hold white space, which TREC files can't"
+            raise DataError(
+                describe(where, wrong[0].as_py(), rule, "Leave the TREC file out, or prepare the set with other ids.")
+            )
+
+
 def write_run(path: Path, task: RetrievalSet, scores: np.ndarray, numbers: np.ndarray) -> None:
     """Results [Q, k] of all queries, a line each; a result with number -1 is none. `.9g` keeps a float32 whole."""
     query_ids = task.queries.column("id")
@@ -113,6 +125,15 @@ def _collect(fields: Iterator[tuple[str, str, float]]) -> Lines:
     return Lines(list(queries), list(passages), columns[0].astype(np.int64), columns[1].astype(np.int64), columns[2])
 
 
+def without_own_ids(lines: Lines) -> tuple[Lines, int]:
+    """The results whose passage id isn't the query's id (BEIR's rule), and how many were taken out."""
+    number = {name: at for at, name in enumerate(lines.passage_ids)}
+    own = np.array([number.get(name, -1) for name in lines.query_ids], np.int64)
+    kept = own[lines.query] != lines.passage
+    rows = (lines.query[kept], lines.passage[kept], lines.value[kept])
+    return Lines(lines.query_ids, lines.passage_ids, *rows), int((~kept).sum())
+
+
 def _refuse_twice(lines: Lines, path: Path) -> None:
     pairs = lines.query * max(1, len(lines.passage_ids)) + lines.passage
     values, counts = np.unique(pairs, return_counts=True)
@@ -162,13 +183,14 @@ def ranks_in(
     return above, found
 
 
-def score_files(run: Path, qrels: Path, order: Order = "score") -> tuple[dict[str, Any], pa.Table]:
+def score_files(run: Path, qrels: Path, order: Order = "score", drop_own_id: bool = False) -> tuple[dict[str, Any], pa.Table]:
     """The measures of a run by a qrels file, and the table of single queries. Nothing is known of languages.
 
-    As `trec_eval -c`: over all queries with a positive judgment, 0 for those that the run lacks. Raises DataError as the readers
-    do, and where no query of the run is judged.
+    `drop_own_id`: see `without_own_ids`. As `trec_eval -c`: over all queries with a positive judgment, 0 for those that the run
+    lacks. Raises DataError as the readers do, and where no query of the run is judged.
     """
     results, judgments = read_run(run, order), read_qrels(qrels)
+    results, dropped = without_own_ids(results) if drop_own_id else (results, 0)
     query_number = {name: number for number, name in enumerate(judgments.query_ids)}
     passage_number = {name: number for number, name in enumerate(judgments.passage_ids)}
     beyond = len(passage_number)  # unjudged passages: each a number of its own behind the judged ones
@@ -194,5 +216,6 @@ def score_files(run: Path, qrels: Path, order: Order = "score") -> tuple[dict[st
         "queries_without_relevant": len(nothing) - len(np.unique(wanted[0])),
         "queries_without_results": len(nothing) - len(np.unique(query)),
         "queries_without_judgment": int((queries < 0).sum()),
+        **({"own_ids_dropped": dropped} if drop_own_id else {}),
     }
     return facts | summarise(judged, None), per_query(judged, judgments.query_ids, judgments.query_ids, None)

@@ -67,7 +67,7 @@ def test_bm25_is_lucenes_formula(tmp_path: Path) -> None:
 
 def test_bm25_result_by_hand(tmp_path: Path) -> None:
     """Reciprocal ranks of the one relevant passage; q2 matches nothing, so the passage number decides and p2 is third."""
-    result = baselines.bm25(write_texts(tmp_path / "set"), tmp_path / "out")
+    result = baselines.bm25(write_texts(tmp_path / "set"), tmp_path / "out.parquet")
     index = Bm25(RetrievalSet(tmp_path / "set"))
     order = sorted(range(5), key=lambda n: (-index.scores(0)[n], n))
     ranks = [1 + order.index(1), 1 + sorted(range(5), key=lambda n: (-index.scores(1)[n], n)).index(3), 3]
@@ -77,8 +77,8 @@ def test_bm25_result_by_hand(tmp_path: Path) -> None:
 
 
 def test_bm25_drops_a_querys_own_passage(tmp_path: Path) -> None:
-    with_own = baselines.bm25(write_texts(tmp_path / "a"), tmp_path / "out")
-    without = baselines.bm25(write_texts(tmp_path / "b", own_ids=True), tmp_path / "out")
+    with_own = baselines.bm25(write_texts(tmp_path / "a"), tmp_path / "a.parquet")
+    without = baselines.bm25(write_texts(tmp_path / "b", own_ids=True), tmp_path / "b.parquet")
     assert without["own_ids_dropped"] == 1
     order = sorted(range(5), key=lambda n: (-Bm25(RetrievalSet(tmp_path / "a")).scores(0)[n], n))
     place = 1 + order.index(1)
@@ -121,6 +121,10 @@ def test_ranks_of_a_scorer_are_those_of_a_sorted_list() -> None:
 # ------------------------------------------------------------------------------------------------------------ removal
 
 
+def removed(vectors: np.ndarray, language: np.ndarray, languages: int, removal: Removal, shared: bool = False) -> np.ndarray:
+    return np.concatenate(list(fit_and_remove(vectors, language, languages, removal, shared)))
+
+
 def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
@@ -137,13 +141,13 @@ def test_language_mean_by_numpy(cones: tuple[np.ndarray, np.ndarray]) -> None:
     vectors, language = cones
     exact = vectors.astype(np.float64)
     expected = unit(np.stack([v - exact[language == c].mean(0) for v, c in zip(exact, language, strict=True)]))
-    np.testing.assert_allclose(fit_and_remove(vectors, language, 3, Removal("language_mean"), False), expected, atol=1e-6)
+    np.testing.assert_allclose(removed(vectors, language, 3, Removal("language_mean")), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("directions", [1, 3])
 def test_lir_by_numpys_svd(cones: tuple[np.ndarray, np.ndarray], directions: int) -> None:
     vectors, language = cones
-    found = fit_and_remove(vectors, language, 3, Removal("lir", directions), False)
+    found = removed(vectors, language, 3, Removal("lir", directions))
     for c in range(3):
         rows = vectors[language == c].astype(np.float64)
         axes = np.linalg.svd(rows, full_matrices=False)[2][:directions]
@@ -154,7 +158,7 @@ def test_lir_by_numpys_svd(cones: tuple[np.ndarray, np.ndarray], directions: int
 def test_a_language_of_one_text_keeps_nothing_and_bad_names_are_refused(cones: tuple[np.ndarray, np.ndarray]) -> None:
     vectors, language = cones[0][:4], np.array([0, 0, 0, 1])
     for removal in (parse("language_mean"), parse("lir")):
-        assert not fit_and_remove(vectors, language, 2, removal, False)[3].any()
+        assert not removed(vectors, language, 2, removal)[3].any()
     assert parse("lir:4") == Removal("lir", 4)
     for wrong in ("lir:0", "lir:x", "lir:", "pca"):
         with pytest.raises(DataError, match="post-processing"):
@@ -166,14 +170,14 @@ def test_a_language_of_one_text_keeps_nothing_and_bad_names_are_refused(cones: t
 def removed_on_a_rank(vectors: np.ndarray, language: np.ndarray, method: str) -> np.ndarray:
     dist.start()
     mine = np.arange(len(vectors)) % dist.world_size() == dist.rank()
-    return fit_and_remove(vectors[mine], language[mine], 3, parse(method), True)
+    return removed(vectors[mine], language[mine], 3, parse(method), shared=True)
 
 
 @pytest.mark.distributed
 def test_the_fit_is_the_same_on_two_ranks(cones: tuple[np.ndarray, np.ndarray]) -> None:
     for method in ("language_mean", "lir:2"):
         parts = run_ranks(removed_on_a_rank, 2, *cones, method)
-        whole = fit_and_remove(*cones, 3, parse(method), False)
+        whole = removed(*cones, 3, parse(method))
         np.testing.assert_allclose(np.concatenate(parts), np.concatenate([whole[::2], whole[1::2]]), atol=1e-6)
 
 
@@ -208,7 +212,8 @@ def test_an_encoder_gives_what_transformers_gives(plain_encoder: Path, tmp_path:
     task = write_texts(tmp_path / "set")
     options = EncoderOptions(str(plain_encoder), query_prompt="query: ", pooling=pooling, batch=2)
     encoder = Encoder(options)
-    queries, numbers, passages = encode_set(task, encoder)
+    queries, numbers, blocks = encode_set(task, encoder)
+    passages = np.concatenate(list(blocks))
     asked = [f"query: {text}" for text in task.queries.column("text")]
     assert numbers.tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_allclose(queries, by_transformers(plain_encoder, asked, pooling or "mean"), atol=1e-5)
@@ -248,8 +253,8 @@ def test_the_door_writes_what_evaluation_gives(tmp_path: Path, capsys: pytest.Ca
     assert fitted["passages"] == {"en": 12, "de": 12, "sw": 12}
     removal, names = Removal("lir", 2), ("en", "de", "sw")
     asked, held = (np.array([names.index(lang) for lang in table.column("lang")]) for table in (task.queries, task.corpus))
-    corpus = fit_and_remove(np.asarray(shard.vectors), held[shard.numbers], 3, removal, False)
-    expected = evaluate(task, fit_and_remove(queries, asked, 3, removal, False), Shard(shard.numbers, corpus))
+    corpus = removed(np.asarray(shard.vectors), held[shard.numbers], 3, removal)
+    expected = evaluate(task, removed(queries, asked, 3, removal), Shard(shard.numbers, corpus))
     assert results["vec+lir-2"]["metrics"] == expected["metrics"]
     assert capsys.readouterr().out.count("multi_map") == 4
     assert door.main(given) == 2
@@ -278,22 +283,7 @@ def test_saved_vectors_are_read_back(plain_encoder: Path, tmp_path: Path, capsys
     )
     folder = kept / plain_encoder.name / "set"
     queries, shard = open_embeddings(folder, task)
-    again, _, passages = encode_set(task, Encoder(EncoderOptions(str(plain_encoder))))
+    again, _, blocks = encode_set(task, Encoder(EncoderOptions(str(plain_encoder))))
+    passages = np.concatenate(list(blocks))
     np.testing.assert_allclose(queries, again, atol=1e-3)
     np.testing.assert_allclose(shard.vectors, passages, atol=1e-3)
-
-
-def test_parts_of_a_set_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = ("gis", "tex", "other")
-    for name in names:
-        directory = write_texts(tmp_path / name, own_ids=name == "tex").directory
-        manifest = json.loads((directory / "manifest.json").read_text())
-        more = {"part_of": "cqadupstack"} if name != "other" else {}
-        (directory / "manifest.json").write_text(json.dumps({**manifest, **more}))
-    assert door.main([*(str(tmp_path / name) for name in names), "--out", str(tmp_path / "out"), "--bm25"]) == 0
-    folder = tmp_path / "out" / "bm25" / "eval"
-    gis, tex, whole = (json.loads((folder / f"{name}.json").read_text()) for name in ("gis", "tex", "cqadupstack"))
-    assert gis["metrics"]["map"] != tex["metrics"]["map"]
-    assert whole["metrics"]["map"] == pytest.approx((gis["metrics"]["map"] + tex["metrics"]["map"]) / 2, abs=1e-15)
-    assert (whole["parts"], whole["queries"]) == (["gis", "tex"], 6)
-    assert capsys.readouterr().out.count("\n") == 4

@@ -25,10 +25,11 @@ from hybrid_scale.data.writing import write_retrieval
 from hybrid_scale.errors import DataError
 from hybrid_scale.retrieval import encode as module
 from hybrid_scale.retrieval.encode import Embed, Encoding, encode_stored
-from hybrid_scale.retrieval.store import open_store, rounded
+from hybrid_scale.retrieval.store import open_store
 from hybrid_scale.retrieval.stored import StoredVectors
 from hybrid_scale.retrieval.vectors import open_embeddings, open_stored
 from tests.ranks import RanksFailed, run_ranks
+from tests.retrieval.worlds import rounded
 
 PASSAGES, WORDS, DIMENSIONS = 1100, 40, 5
 TABLE = torch.randn(WORDS + 2, DIMENSIONS, generator=torch.Generator().manual_seed(5), dtype=torch.float64)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from hybrid_scale.errors import DataError
 from hybrid_scale.retrieval.index import Shard, search, search_shards
-from hybrid_scale.retrieval.store import Store, encode, make_store, open_store, rounded
+from hybrid_scale.retrieval.store import Store, encode, make_store, open_store
 from hybrid_scale.retrieval.stored import StoredVectors
+from tests.retrieval.worlds import rounded
 
 ROWS, DIMENSIONS, PART = 23, 6, 5
 
@@ -66,7 +67,7 @@ def test_what_was_written_comes_back(tmp_path: Path, dtype: str, memory: float) 
     store.check(range(store.parts))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.integers(0, ROWS), st.integers(0, ROWS), st.data())
 def test_any_range_by_slices_and_rows(tmp_path: Path, one: int, other: int, data: st.DataObject) -> None:
     store = open_store(tmp_path) if (tmp_path / "manifest.json").exists() else filled(tmp_path, "bfloat16")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hybrid_scale.data.writing import write_retrieval
 from hybrid_scale.errors import DataError
 from hybrid_scale.retrieval.index import Shard, search
 from hybrid_scale.retrieval.tradeoff import run as tradeoff
+from hybrid_scale.retrieval.tradeoff.corpus import Corpus
 from hybrid_scale.retrieval.tradeoff.variants import defaults, parse
 from launch import tradeoff as door
 
@@ -73,7 +75,7 @@ def test_every_variant_finds_tight_clouds(clouds: tuple[np.ndarray, np.ndarray],
     """Chance is .025; the coarsest code of the list (pq:4, a byte for eight dimensions) must find well over half."""
     centres, passages = clouds
     variant = parse(name, PASSAGES, DIMENSIONS)
-    index = variant.open(variant.build(passages), passages)
+    index = variant.open(variant.build(Corpus(passages)), Corpus(passages))
     rows = index.search(centres, 10)
     found = np.mean([np.isin(row, np.arange(10 * number, 10 * number + 10)).mean() for number, row in enumerate(rows)])
     assert rows.shape == (40, 10)
@@ -87,7 +89,7 @@ def test_sizes_are_those_of_the_formula(clouds: tuple[np.ndarray, np.ndarray]) -
         sizes = []
         for corpus in (clouds[1], passages):
             variant = parse(name, len(corpus), DIMENSIONS)
-            sizes.append(variant.open(variant.build(corpus), corpus).bytes)
+            sizes.append(variant.open(variant.build(Corpus(corpus)), Corpus(corpus)).bytes)
         grown = (sizes[1] - sizes[0]) / PASSAGES
         assert variant.bytes_per_vector <= grown + 1e-9, name
         assert grown <= variant.bytes_per_vector * (1.25 if name.startswith("hnsw") else 1) + 0.5, name
@@ -97,7 +99,7 @@ def test_exact_variants_equal_numpy(clouds: tuple[np.ndarray, np.ndarray]) -> No
     centres, passages = clouds
     for name in ("flat:fp32", "dims:32", "pca:32", "flat:fp32+rescore:3", "ivf:8:8", "hnsw:16:400"):
         variant = parse(name, PASSAGES, DIMENSIONS)
-        rows = variant.open(variant.build(passages), passages).search(centres, 5)
+        rows = variant.open(variant.build(Corpus(passages)), Corpus(passages)).search(centres, 5)
         kept = passages.astype(np.float16).astype(np.float32) if "rescore" in name else passages
         expected = np.argsort(-(centres @ kept.T), axis=1, kind="stable")[:, :5]
         assert (rows == expected).mean() > 0.98, name
@@ -106,7 +108,7 @@ def test_exact_variants_equal_numpy(clouds: tuple[np.ndarray, np.ndarray]) -> No
 def test_first_dimensions_are_the_first(clouds: tuple[np.ndarray, np.ndarray]) -> None:
     centres, passages = clouds
     variant = parse("dims:5", PASSAGES, DIMENSIONS)
-    rows = variant.open(variant.build(passages), passages).search(centres, 7)
+    rows = variant.open(variant.build(Corpus(passages)), Corpus(passages)).search(centres, 7)
     expected = np.argsort(-(unit(centres[:, :5]) @ unit(passages[:, :5]).T), axis=1, kind="stable")[:, :7]
     assert (rows == expected).mean() > 0.98
 
@@ -165,7 +167,15 @@ def test_recall_counts_ties_as_found(bench: tradeoff.Bench) -> None:
     asked = np.eye(1, 8, dtype=np.float32)
     scores, _ = search(asked, Shard(np.arange(20), passages), 3)
     tied = tradeoff.Bench(
-        passages, asked, scores[:, -1], np.zeros((0, 3), int), np.array(["g"]), np.array(["en"]), {}, bench.options
+        Corpus(passages),
+        np.arange(20),
+        asked,
+        scores[:, -1],
+        np.zeros((0, 3), int),
+        np.array(["g"]),
+        np.array(["en"]),
+        {},
+        bench.options,
     )
     assert tied.recall(np.array([[4, 3, 2]])) == 1
     assert tied.recall(np.array([[4, 3, 5]])) == pytest.approx(2 / 3)
@@ -277,3 +287,46 @@ def test_refused_variants_of_the_default_list_are_reported(bench: tradeoff.Bench
     refused = parse("gpu-cagra:64", PASSAGES, DIMENSIONS).refusal
     assert result["refused"] == ({"gpu-cagra:64": refused} if refused else {})
     assert len(result["points"]) + len(result["refused"]) == 2
+
+
+# --------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_samples_and_blocks_of_a_corpus(clouds: tuple[np.ndarray, np.ndarray]) -> None:
+    passages = clouds[1].astype(np.float16)
+    corpus, row = Corpus(passages), 4 * DIMENSIONS
+    np.testing.assert_array_equal(corpus.sample(), passages.astype(np.float32))
+    np.testing.assert_array_equal(corpus.sample(100 * row), passages[::4].astype(np.float32))
+    assert [len(block) for block in corpus.blocks(150 * row)] == [150, 150, 100]
+    np.testing.assert_array_equal(np.concatenate(list(corpus.blocks(7 * row))), passages.astype(np.float32))
+    np.testing.assert_allclose(corpus.mean(), passages.astype(np.float64).mean(0), atol=1e-7)
+    np.testing.assert_array_equal(corpus.rows(np.array([[3, -1]])), passages[[[3, 0]]])
+
+
+def test_the_order_of_rows_does_not_matter(
+    bench: tradeoff.Bench, task: RetrievalSet, clouds: tuple[np.ndarray, np.ndarray]
+) -> None:
+    order = np.random.default_rng(8).permutation(PASSAGES)
+    mixed = tradeoff.set_up(task, queries_of(task, clouds[0]), Shard(order, clouds[1][order]), bench.options)
+    one, other = (next(iter(tradeoff.study(each, ["sq:8+rescore:2"]))) for each in (bench, mixed))
+    assert one["recall@10"] == other["recall@10"]
+    assert one["quality"] == other["quality"]
+
+
+def test_an_index_beyond_the_memory_is_refused(bench: tradeoff.Bench, task: RetrievalSet, clouds: Any, tmp_path: Path) -> None:
+    gib = 400 * DIMENSIONS * 2.5 / 2**30  # fp32 takes 4 bytes a number, sq:8 one, whose vectors to rescore with are elsewhere
+    small = tradeoff.Options(k=10, memory_gib=gib)
+    found = {p["name"]: p.get("refused") for p in tradeoff.study(replace(bench, options=small), ["flat:fp32", "sq:8+rescore:4"])}
+    assert found["sq:8+rescore:4"] is None
+    assert "GiB of memory" in str(found["flat:fp32"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--k", "-1", "k: found -1"), ("--margin", "0", "margin: found 0.0"), ("--questions", "-2", "questions: found -2")],
+)
+def test_numbers_are_checked_before_vectors_are_read(
+    task: RetrievalSet, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, message: str
+) -> None:
+    assert door.main([str(tmp_path / "none"), str(task.directory), "--out", str(tmp_path / "out"), option, value]) == 2
+    assert message in capsys.readouterr().err

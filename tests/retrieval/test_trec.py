@@ -10,10 +10,12 @@ import pytest
 import pytrec_eval
 
 from hybrid_scale.data.prepared import RetrievalSet
+from hybrid_scale.data.records import Judgment, Passage, Query, Record
+from hybrid_scale.data.writing import write_retrieval
 from hybrid_scale.errors import DataError
 from hybrid_scale.retrieval.evaluate import evaluate, evaluate_run_file
 from hybrid_scale.retrieval.index import Shard
-from hybrid_scale.retrieval.trec import read_qrels, read_run, score_files, write_qrels
+from hybrid_scale.retrieval.trec import check_ids, read_qrels, read_run, score_files, write_qrels
 from launch.evaluate import main
 from tests.retrieval.worlds import vectors, write_task
 
@@ -151,3 +153,27 @@ def test_the_door_scores_runs_with_and_without_a_set(
     for wrong in (["--run-in", str(run)], [str(task.directory), "--run-in", str(run), "--qrels", str(qrels)]):
         with pytest.raises(SystemExit):
             main([*wrong, "--out", str(out)])
+
+
+def test_a_querys_own_passage_leaves_a_run_by_the_sets_rule(tmp_path: Path) -> None:
+    """BEIR's rule holds for results of other systems too: q's own passage is at rank 1, the relevant one then at rank 1."""
+    records: list[Record] = [Passage("t", name, "en", f"text {name}") for name in ("q", "a", "b")]
+    records += [Query("t", "q", "en", "text q", "q"), Judgment("t", "q", "a", 1)]
+    write_retrieval(records, tmp_path / "set", {"name": "test"})
+    (tmp_path / "x.run").write_text("q Q0 q 1 0.9 t\nq Q0 a 2 0.8 t\nq Q0 b 3 0.7 t\n")
+    (tmp_path / "q.txt").write_text("q 0 a 1\n")
+    plain = evaluate_run_file(RetrievalSet(tmp_path / "set"), tmp_path / "x.run")
+    assert (plain["metrics"]["map"], "own_ids_dropped" in plain) == (0.5, False)
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
+    (tmp_path / "set" / "manifest.json").write_text(json.dumps({**manifest, "drop_own_id": True}))
+    dropped = evaluate_run_file(RetrievalSet(tmp_path / "set"), tmp_path / "x.run")
+    assert (dropped["metrics"]["map"], dropped["own_ids_dropped"]) == (1.0, 1)
+    assert score_files(tmp_path / "x.run", tmp_path / "q.txt")[0]["metrics"]["map"] == 0.5
+    assert score_files(tmp_path / "x.run", tmp_path / "q.txt", drop_own_id=True)[0]["metrics"]["map"] == 1.0
+
+
+def test_ids_with_white_space_can_not_go_to_trec_files(tmp_path: Path) -> None:
+    records: list[Record] = [Passage("t", "a b", "en", "text"), Query("t", "q", "en", "text", "q"), Judgment("t", "q", "a b", 1)]
+    write_retrieval(records, tmp_path / "set", {"name": "test"})
+    with pytest.raises(DataError, match="set: passage id: found 'a b'; 1 ids hold white space"):
+        check_ids(RetrievalSet(tmp_path / "set"))

@@ -7,6 +7,7 @@ import numpy as np
 from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.data.records import Judgment, Passage, Query, Record
 from hybrid_scale.data.writing import write_retrieval
+from hybrid_scale.retrieval.store import decode, encode
 
 DIMENSIONS = 8
 
@@ -47,3 +48,8 @@ def write_embeddings(directory: Path, task: RetrievalSet) -> Path:
         np.save(directory / f"{name}.npy", matrix[order])
         (directory / f"{name}_ids.txt").write_text("".join(f"{id_}\n" for id_ in table.column("id", order)), encoding="utf-8")
     return directory
+
+
+def rounded(vectors: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 vectors as a store of that type gives them back."""
+    return decode(encode(vectors, dtype), dtype)

@@ -4,7 +4,7 @@ Judgments are those of `test` (MS MARCO: `dev`), queries those that they name, a
 prompt. Read from a folder in BEIR's layout, or from the Hub (`mteb/...` by default, or `BeIR/...`).
 ArguAna's and Quora's queries stand in the corpus: BEIR's evaluation drops the passage whose id is the query's (`drop_own_id`).
 BEIR's code does so for every set, and mteb for those marked here; in FEVER, FiQA and MS MARCO such ids are equal by chance.
-CQADupStack is twelve sets, prepared one by one; its score is the mean of theirs (`part_of`).
+CQADupStack is twelve sets (`part_of`), prepared together under one folder; its score is the mean of theirs.
 Bio-ASQ, Signal-1M, TREC-NEWS and Robust04 aren't public: read them with the source `beir` from a folder.
 Refuses to score.
 """
@@ -60,10 +60,18 @@ SETS: dict[str, BeirSet] = {
 
 
 def known(name: str) -> BeirSet:
-    """Raises ConfigError on an unknown name."""
+    """Raises ConfigError on an unknown name, and on a set that comes in parts."""
+    if parts_of(name):
+        rule = f"comes in {len(parts_of(name))} parts, one set each"
+        raise ConfigError(describe("beir_set: name", name, rule, f"Prepare {name}-{parts_of(name)[0]} and the others."))
     if name not in SETS:
         raise ConfigError(describe("beir_set: name", name, "no such set of BEIR", nearest(name, SETS)))
     return SETS[name]
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """Names of the parts of a set that comes in parts (`android`, ...): empty for every other name."""
+    return FORUMS if name == "cqadupstack" else ()
 
 
 def read(name: str, path: str = "", revision: str = "") -> Iterator[Record]:

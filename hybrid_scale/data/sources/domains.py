@@ -6,7 +6,7 @@ fault, but it isn't zero-shot, so a report has to say it.
     training set     `contains`: the sources in it, by the names of SOURCES; null where nobody has said (a file of pairs)
     retrieval set    `evaluation`: its name in IN_DOMAIN_OF; `in_domain_of`: the sources that make it in-domain; both null
                      where the set is unknown. `drop_own_id`: true where a query never finds the passage of its own id.
-                     `part_of`: the set whose score is the mean of its parts (CQADupStack)
+                     `part_of`: the set whose score is the mean of its parts (CQADupStack); `part`: which of them this is
 Knows no file and no text.
 """
 
@@ -129,4 +129,4 @@ def facts(source: str, options: Mapping[str, Any], contains: Sequence[str]) -> d
     rules: dict[str, Any] = {"evaluation": known, "in_domain_of": list(IN_DOMAIN_OF[known]) if known else None}
     if chosen and chosen.drop_own_id:
         rules["drop_own_id"] = True
-    return {**rules, "part_of": part_of} if part_of else rules
+    return {**rules, "part_of": part_of, "part": options["name"].removeprefix(f"{part_of}-")} if part_of else rules

@@ -12,13 +12,14 @@ Knows no model and no measure.
 Shapes: n vectors, D dimensions, L languages, r directions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from hybrid_scale import dist
 from hybrid_scale.errors import DataError, describe
+from hybrid_scale.retrieval.index import Vectors
 
 BLOCK_ROWS = 4096
 LANGUAGE_MEAN, LIR = "language_mean", "lir"
@@ -46,8 +47,10 @@ def parse(text: str) -> Removal:
     return Removal(LIR, int(number) if colon else 1)
 
 
-def fit_and_remove(vectors: np.ndarray, language: np.ndarray, languages: int, removal: Removal, shared: bool) -> np.ndarray:
-    """New unit vectors float32 [n, D] for `vectors` [n, D] whose language numbers are `language` [n].
+def fit_and_remove(
+    vectors: Vectors, language: np.ndarray, languages: int, removal: Removal, shared: bool
+) -> Iterator[np.ndarray]:
+    """New unit vectors for `vectors` [n, D] whose language numbers are `language` [n]: blocks of float32 [m, D], in order.
 
     `shared`: every rank passes its own part of the rows (the corpus), and the fit adds over ranks (collective); else all ranks
     pass the same rows (the queries). A vector that is nothing but its language becomes zero. Raises DataError: as many
@@ -63,17 +66,17 @@ def fit_and_remove(vectors: np.ndarray, language: np.ndarray, languages: int, re
     return _by_block(vectors, language, lambda block, row: block - _projection(block, row, axes))
 
 
-def _means(vectors: np.ndarray, language: np.ndarray, languages: int, shared: bool) -> np.ndarray:
+def _means(vectors: Vectors, language: np.ndarray, languages: int, shared: bool) -> np.ndarray:
     """float64 [L, D]; a language without vectors has zeros."""
     sums, counts = np.zeros((languages, vectors.shape[1])), np.bincount(language, minlength=languages).astype(np.float64)
-    for block in _blocks(len(vectors)):
+    for block in _blocks(len(language)):
         np.add.at(sums, language[block], np.asarray(vectors[block], np.float64))
     if shared:
         sums, counts = dist.sum_array(sums), dist.sum_array(counts)
     return sums / np.maximum(counts, 1)[:, None]
 
 
-def _directions(vectors: np.ndarray, language: np.ndarray, languages: int, count: int, shared: bool) -> np.ndarray:
+def _directions(vectors: Vectors, language: np.ndarray, languages: int, count: int, shared: bool) -> np.ndarray:
     """The first right singular vectors of each language's matrix, from its Gram matrix: float64 [L, r, D]."""
     axes = np.zeros((languages, count, vectors.shape[1]))
     for number in range(languages):
@@ -97,14 +100,14 @@ def _projection(block: np.ndarray, language: np.ndarray, axes: np.ndarray) -> np
     return result
 
 
-def _by_block(vectors: np.ndarray, language: np.ndarray, change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    """`change` of each block of rows (float64, with its languages), then unit length."""
-    result = np.empty(vectors.shape, np.float32)
-    for block in _blocks(len(vectors)):
+def _by_block(
+    vectors: Vectors, language: np.ndarray, change: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> Iterator[np.ndarray]:
+    """`change` of each block of rows (float64, with its languages), then unit length. At least one block, be it empty."""
+    for block in _blocks(len(language)) or [slice(0, 0)]:
         changed = change(np.asarray(vectors[block], np.float64), language[block])
         length = np.sqrt(np.einsum("nd,nd->n", changed, changed))[:, None]
-        result[block] = np.divide(changed, length, out=np.zeros_like(changed), where=length > 1e-6)
-    return result
+        yield np.divide(changed, length, out=np.zeros_like(changed), where=length > 1e-6).astype(np.float32)
 
 
 def _blocks(rows: int) -> list[slice]:

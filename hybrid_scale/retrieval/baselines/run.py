@@ -1,11 +1,14 @@
 """Where a set stands without our training: BM25, published encoders, given vectors, and vectors without their language.
 
 Every baseline writes what `evaluate.evaluate` gives, with `baseline` = {name, kind, settings, fitted_on} beside it, to
-OUT/NAME/eval/SET.json and the values of single queries to SET.parquet: the layout of a run directory's results.
+OUT/NAME/eval/SET.json and the values of single queries to SET.parquet: the layout of a run directory's results. A set in parts
+(parts.py) gives one result.
+In memory stay: all queries; a rank's passages up to a budget (beyond it they are read from disk); BM25's index.
 Knows no file format but that.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +32,14 @@ from hybrid_scale.retrieval.evaluate import (
     write_per_query,
 )
 from hybrid_scale.retrieval.index import Shard
+from hybrid_scale.retrieval.parts import is_in_parts, join_tables, mean_of, open_sets, table_of
 from hybrid_scale.retrieval.published_encoder import Encoder, encode_set
+from hybrid_scale.retrieval.spill import Spill
 from hybrid_scale.retrieval.vectors import open_embeddings
 from hybrid_scale.runs import RunDirectory, atomic_path, write_json, write_text
 
 TOP_K = 100
+ROWS_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True)
@@ -46,25 +52,81 @@ class Vectors:
     settings: dict[str, Any]
 
 
-def result_file(out: Path, name: str, task: RetrievalSet) -> Path:
-    """Where a baseline's result on a set is written. Raises DataError: it is there already."""
-    path = RunDirectory(out / name).evaluation_file(task.name)
-    if path.exists():
-        raise DataError(describe(str(path), "a file", "results are never overwritten", "Choose another --out."))
-    return path
+@dataclass(frozen=True)
+class Room:
+    """Where a rank's vectors go: memory up to so many bytes, beyond it a temporary folder inside `folder`."""
+
+    memory_bytes: float
+    folder: Path
+
+    def spill(self, task: RetrievalSet, numbers: np.ndarray) -> Spill:
+        """For float32 vectors of the passages `numbers` [n]."""
+        name = lambda row: f"passage {task.corpus.column('id', numbers[row : row + 1])[0]!r}"  # noqa: E731
+        return Spill(len(numbers), "float32", self.memory_bytes, self.folder, name)
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+Table = Callable[[str], Path]
+"""Name of a baseline -> the file for its table of single queries."""
+Results = Iterator[dict[str, Any]]
+
+
+def result_file(out: Path, name: str, directory: Path) -> Path:
+    """Where the result of baseline `name` on the set in `directory` is written."""
+    return RunDirectory(out / name).evaluation_file(Path(directory).name)
+
+
+def check_results(out: Path, names: Sequence[str], directories: Sequence[Path]) -> None:
+    """Raises DataError: a result would be written twice, or is there already. To be asked before anything is computed."""
+    files = [result_file(out, name, directory) for directory in directories for name in names]
+    twice = [file for file in files if files.count(file) > 1]
+    if twice:
+        raise DataError(
+            describe(str(twice[0]), "two results", "baselines and sets are told by their folders' names", "Rename one.")
+        )
+    there = next((file for file in files if file.exists()), None)
+    if there is not None:
+        raise DataError(describe(str(there), "a file", "results are never overwritten", "Choose another --out."))
+
+
+def results_on(directory: Path, out: Path, make: Callable[[RetrievalSet, Table], Results]) -> Results:
+    """What `make` gives for the set in a folder, written; for a set in parts, what it gives for all parts. Collective."""
+    tasks = open_sets(directory)
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for task in tasks:
+        for result in make(task, lambda name, task=task: _table(out, name, directory, task)):  # type: ignore[misc]
+            if is_in_parts(directory):
+                parts.setdefault(result["baseline"]["name"], []).append(result)
+            else:
+                yield _written(out, directory, result)
+    for name, found in parts.items():
+        table = result_file(out, name, directory).with_suffix(".parquet")
+        dist.first_rank_does(lambda table=table: join_tables(table, [task.name for task in tasks]))
+        yield _written(out, directory, mean_of(Path(directory).name, found))
+
+
+def _table(out: Path, name: str, directory: Path, task: RetrievalSet) -> Path:
+    whole = result_file(out, name, directory).with_suffix(".parquet")
+    return table_of(whole, task.name) or whole if is_in_parts(directory) else whole
+
+
+def _written(out: Path, directory: Path, result: dict[str, Any]) -> dict[str, Any]:
+    path = result_file(out, result["baseline"]["name"], directory)
+    dist.first_rank_does(lambda: write_json(path, result))
+    return result
 
 
 # ------------------------------------------------------------------------------------------------------------- lexical
 
 
-def bm25(task: RetrievalSet, out: Path, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
-    """BM25's result, written. Collective, but one rank works."""
-    path = result_file(out, "bm25", task)
-    result: dict[str, Any] = dist.first_rank_does(lambda: _bm25(task, path, tokenizer))
+def bm25(task: RetrievalSet, table: Path, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+    """BM25's result. Collective, but one rank works."""
+    result: dict[str, Any] = dist.first_rank_does(lambda: _bm25(task, table, tokenizer))
     return result
 
 
-def _bm25(task: RetrievalSet, path: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _bm25(task: RetrievalSet, table: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:
     index = Bm25(task, tokenizer)
     languages, language = languages_of(task, task.corpus)
     qrels, drop = positive(task), drops_own_id(task)
@@ -73,44 +135,48 @@ def _bm25(task: RetrievalSet, path: Path, tokenizer: Tokenizer | None) -> dict[s
     numbers[np.isneginf(scores)] = -1
     judged = judge(task, above, own[qrels[:, 0]] != qrels[:, 1])
     first = first_languages(task, numbers)
-    write_per_query(path.with_suffix(".parquet"), task, judged, first)
+    write_per_query(table, task, judged, first)
     dropped = {"own_ids_dropped": int((own >= 0).sum())} if drop else {}
     baseline = {"name": "bm25", "kind": "bm25", "settings": index.tokenizer.settings, "fitted_on": "the corpus"}
-    result = {**tabulate(task, judged, first), **dropped, "baseline": baseline}
-    write_json(path, result)
-    return result
+    return {**tabulate(task, judged, first), **dropped, "baseline": baseline}
 
 
 # --------------------------------------------------------------------------------------------------------------- dense
 
 
-def given(directory: Path, task: RetrievalSet) -> Vectors:
-    """Vectors of a folder as `vectors.py` describes it, named after it."""
-    queries, shard = open_embeddings(directory, task)
-    return Vectors(directory.name, queries, shard, {"embeddings": str(directory)})
+def given(directory: Path, task: RetrievalSet, name: str, room: Room) -> Vectors:
+    """Vectors of a folder as `vectors.py` describes it."""
+    queries, shard = open_embeddings(directory, task, room.memory_bytes / 2**30)
+    return Vectors(name, queries, shard, {"embeddings": str(directory)})
 
 
-def encoded(task: RetrievalSet, encoder: Encoder) -> Vectors:
-    """Vectors that a published encoder gives. Collective."""
-    queries, numbers, passages = encode_set(task, encoder)
-    return Vectors(encoder.options.name, queries, Shard(numbers, passages), encoder.settings)
+@contextmanager
+def encoded(task: RetrievalSet, encoder: Encoder, room: Room) -> Iterator[Vectors]:
+    """Vectors that a published encoder gives, valid inside the `with` block. Collective."""
+    queries, numbers, blocks = encode_set(task, encoder)
+    with room.spill(task, numbers) as spill:
+        shard = dist.together(lambda: spill.extend(blocks).shard(numbers))
+        yield Vectors(encoder.options.name, queries, shard, encoder.settings)
 
 
-def dense(task: RetrievalSet, out: Path, vectors: Vectors, kind: str) -> dict[str, Any]:
-    """The result of vectors as they are, written. Collective."""
+def dense_results(
+    task: RetrievalSet, table: Table, vectors: Vectors, kind: str, removals: Sequence[Removal], room: Room
+) -> Results:
+    """The result of the vectors as they are, then after each removal. Collective."""
     baseline = {"name": vectors.name, "kind": kind, "settings": vectors.settings, "fitted_on": None}
-    return _evaluated(task, out, vectors.queries, vectors.shard, baseline)
+    yield _evaluated(task, table, vectors.queries, vectors.shard, baseline)
+    for removal in removals:
+        yield without_language(task, table, vectors, removal, room)
 
 
-def without_language(task: RetrievalSet, out: Path, vectors: Vectors, removal: Removal) -> dict[str, Any]:
-    """The result of vectors whose language was taken out, written. Collective."""
+def without_language(task: RetrievalSet, table: Table, vectors: Vectors, removal: Removal, room: Room) -> dict[str, Any]:
+    """The result of vectors whose language was taken out. Collective."""
     names, query_language = languages_of(task, task.queries)
-    queries = fit_and_remove(vectors.queries, query_language, len(names), removal, shared=False)
+    queries = np.concatenate(list(fit_and_remove(vectors.queries, query_language, len(names), removal, shared=False)))
     passage_names, passage_language = languages_of(task, task.corpus)
-    mine = passage_language[vectors.shard.numbers]
-    passages = fit_and_remove(np.asarray(vectors.shard.vectors[:]), mine, len(passage_names), removal, shared=True)
+    numbers = vectors.shard.numbers
     baseline = {
-        "name": f"{vectors.name}+{removal.name}",
+        "name": without(vectors.name, removal),
         "kind": removal.method,
         "settings": {**vectors.settings, "directions": removal.directions if removal.method == "lir" else None},
         "fitted_on": {
@@ -119,72 +185,36 @@ def without_language(task: RetrievalSet, out: Path, vectors: Vectors, removal: R
             "queries": dict(zip(names, np.bincount(query_language).tolist(), strict=True)),
         },
     }
-    return _evaluated(task, out, queries, Shard(vectors.shard.numbers, passages), baseline)
+    changed = fit_and_remove(vectors.shard.vectors, passage_language[numbers], len(passage_names), removal, shared=True)
+    with room.spill(task, numbers) as spill:
+        shard = dist.together(lambda: spill.extend(changed).shard(numbers))
+        return _evaluated(task, table, queries, shard, baseline)
 
 
-def _evaluated(task: RetrievalSet, out: Path, queries: np.ndarray, shard: Shard, baseline: dict[str, Any]) -> dict[str, Any]:
-    path = result_file(out, baseline["name"], task)
-    result = evaluate(task, queries, shard, TOP_K, per_query_file=path.with_suffix(".parquet")) | {"baseline": baseline}
-    dist.first_rank_does(lambda: write_json(path, result))
-    return result
+def without(name: str, removal: Removal) -> str:
+    """The name of the baseline `name` after a removal."""
+    return f"{name}+{removal.name}"
 
 
-def dense_results(
-    task: RetrievalSet, out: Path, vectors: Vectors, kind: str, removals: Sequence[Removal]
-) -> Iterator[dict[str, Any]]:
-    """The vectors as they are, then after each removal. Collective."""
-    yield dense(task, out, vectors, kind)
-    for removal in removals:
-        yield without_language(task, out, vectors, removal)
+def _evaluated(task: RetrievalSet, table: Table, queries: np.ndarray, shard: Shard, baseline: dict[str, Any]) -> dict[str, Any]:
+    return evaluate(task, queries, shard, TOP_K, per_query_file=table(baseline["name"])) | {"baseline": baseline}
 
 
-# ------------------------------------------------------------------------------------------------------------- writing
-
-
-def averages(out: Path, results: Sequence[dict[str, Any]], tasks: Sequence[RetrievalSet]) -> list[dict[str, Any]]:
-    """For each baseline and each set that comes in parts (`part_of`, CQADupStack), the mean over its parts, written. Collective.
-
-    Parts that weren't scored are missing from the mean: `parts` names those that are in it.
-    """
-    part_of = {task.name: task.manifest.get("part_of") for task in tasks}
-    wholes: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for result in results:
-        whole = part_of[result["task"]]
-        if whole:
-            wholes.setdefault((result["baseline"]["name"], whole), []).append(result)
-    means = [macro_average(whole, parts) for (_, whole), parts in wholes.items()]
-    for mean in means:
-        path = RunDirectory(out / mean["baseline"]["name"]).evaluation_file(mean["task"])
-        dist.first_rank_does(lambda path=path, mean=mean: write_json(path, mean))
-    return means
-
-
-def macro_average(name: str, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One result from those of the parts: every metric is the plain mean over the parts that have it (BEIR's CQADupStack)."""
-    values = {
-        metric: [part["metrics"][metric] for part in parts if part["metrics"].get(metric) is not None]
-        for metric in parts[0]["metrics"]
-    }
-    return {
-        "task": name,
-        "parts": [part["task"] for part in parts],
-        "queries": sum(part["queries"] for part in parts),
-        "passages": sum(part["passages"] for part in parts),
-        "languages": sorted({language for part in parts for language in part["languages"]}),
-        "metrics": {metric: float(np.mean(found)) if found else None for metric, found in values.items()},
-        "by_language": {},
-        "baseline": parts[0]["baseline"],
-    }
+# ------------------------------------------------------------------------------------------------------------- vectors
 
 
 def save_vectors(directory: Path, task: RetrievalSet, vectors: Vectors) -> None:
     """The folder that `vectors.open_embeddings` reads, float16. One rank only: DataError otherwise."""
     if dist.world_size() != 1:
         raise DataError(describe("saved vectors", f"{dist.world_size()} ranks", "one process writes them", "Start one process."))
-    passages = (task.corpus, np.asarray(vectors.shard.vectors[:]), vectors.shard.numbers)
-    queries = (task.queries, vectors.queries, np.arange(len(task.queries)))
     directory.mkdir(parents=True, exist_ok=True)
-    for kind, (table, rows, numbers) in (("corpus", passages), ("queries", queries)):
-        with atomic_path(directory / f"{kind}.npy") as beside, open(beside, "wb") as file:
-            np.save(file, rows.astype(np.float16))
+    for kind, table, rows, numbers in (
+        ("corpus", task.corpus, vectors.shard.vectors, vectors.shard.numbers),
+        ("queries", task.queries, vectors.queries, np.arange(len(task.queries))),
+    ):
+        with atomic_path(directory / f"{kind}.npy") as beside:
+            stored = np.lib.format.open_memmap(beside, "w+", np.float16, (len(numbers), rows.shape[1]))
+            for start in range(0, len(numbers), ROWS_AT_ONCE):
+                stored[start : start + ROWS_AT_ONCE] = rows[start : start + ROWS_AT_ONCE]
+            del stored
         write_text(directory / f"{kind}_ids.txt", "".join(f"{name}\n" for name in table.column("id", numbers)))

@@ -1,6 +1,6 @@
 """Indexes that answer a search, behind one interface: rows of the best vectors, and the bytes they occupy.
 
-Scores are inner products. How an index is built and named is in tradeoff_variants.py. Knows no text and no judgment.
+Scores are inner products. How an index is built and named is in variants.py. Knows no text and no judgment.
 
 Shapes: n vectors, D dimensions, Q queries.
 """
@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import faiss
 import numpy as np
+
+from hybrid_scale.retrieval.tradeoff.corpus import Corpus
 
 GATHERED = 2**24
 """Numbers gathered at a time when results are scored again."""
@@ -40,7 +42,21 @@ class Faiss:
 
     @property
     def bytes(self) -> int:
-        return int(faiss.serialize_index(self.index).nbytes)
+        return serialised(self.index)
+
+
+def serialised(index: Any, write: Callable[[Any, Any], None] = faiss.write_index) -> int:
+    """Bytes of an index as faiss writes it, counted as they come: the copy is never held."""
+    count = 0
+
+    def take(piece: bytes) -> int:
+        nonlocal count
+        count += len(piece)
+        return len(piece)
+
+    library: Any = faiss  # the stubs lack its writers
+    write(index, library.PyCallbackIOWriter(take))
+    return count
 
 
 @dataclass(frozen=True)
@@ -54,7 +70,7 @@ class OnGpu:
 
     @property
     def bytes(self) -> int:
-        return int(faiss.serialize_index(faiss.index_gpu_to_cpu(self.index)).nbytes)
+        return serialised(faiss.index_gpu_to_cpu(self.index))
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ class Binary:
     @property
     def bytes(self) -> int:
         tables = 4 * self.rotation.d_in * self.rotation.d_out + self.mean.nbytes
-        return int(faiss.serialize_index_binary(self.index).nbytes) + tables
+        return serialised(self.index, faiss.write_index_binary) + tables
 
 
 def signs(mean: np.ndarray, rotation: Any, vectors: np.ndarray) -> np.ndarray:
@@ -98,27 +114,30 @@ class Reduced:
 
 @dataclass(frozen=True)
 class Rescored:
-    """`factor` * k results of another index, put in the order of their fp16 vectors' scores."""
+    """`factor` * k results of another index, put in the order of their fp16 vectors' scores.
+
+    The vectors are read from where the corpus lies: memory or disk.
+    """
 
     first: Index
-    vectors: np.ndarray
-    """float16 [n, D]"""
+    corpus: Corpus
     factor: int
 
     def search(self, queries: np.ndarray, k: int) -> np.ndarray:
-        rows = self.first.search(queries, min(self.factor * k, len(self.vectors)))
+        rows = self.first.search(queries, min(self.factor * k, len(self.corpus)))
         best = np.empty((len(queries), min(k, rows.shape[1])), np.int64)
-        step = max(1, GATHERED // (rows.shape[1] * self.vectors.shape[1]))
+        step = max(1, GATHERED // (rows.shape[1] * self.corpus.dimensions))
         for start in range(0, len(queries), step):
             some = rows[start : start + step]
-            scores = np.einsum("qd,qkd->qk", queries[start : start + step], self.vectors[some].astype(np.float32))
+            held = self.corpus.rows(some).astype(np.float16, copy=False).astype(np.float32)
+            scores = np.einsum("qd,qkd->qk", queries[start : start + step], held)
             order = np.argsort(-np.where(some >= 0, scores, -np.inf), axis=1, kind="stable")[:, : best.shape[1]]
             best[start : start + step] = np.take_along_axis(some, order, axis=1)
         return best
 
     @property
     def bytes(self) -> int:
-        return self.first.bytes + self.vectors.nbytes
+        return self.first.bytes + 2 * len(self.corpus) * self.corpus.dimensions
 
 
 def set_threads(threads: int) -> None:

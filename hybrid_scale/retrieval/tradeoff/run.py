@@ -10,7 +10,9 @@ For each variant and k results a query:
     seconds             CPU and wall of building; CPU and wall milliseconds a query of searching all queries at once
 Pareto status over (quality, bytes, query CPU time): `front`: nothing else is at least as good in all three; `overlaps`: behind
 it, but its interval of quality overlaps those of all that beat it; `behind`.
-One process; knows no file.
+One process. In memory stand the index under study (one at a time), the sample it learns from and all queries; the corpus is read
+in blocks from where it lies. A variant whose index exceeds `memory_gib` by formula is refused, with the reason.
+Knows no file.
 
 Shapes: Q queries, P passages, D dimensions.
 """
@@ -31,6 +33,7 @@ from hybrid_scale.retrieval.evaluate import drops_own_id
 from hybrid_scale.retrieval.index import Shard, search
 from hybrid_scale.retrieval.metrics import RelevantRanks
 from hybrid_scale.retrieval.scores import pair_scores
+from hybrid_scale.retrieval.tradeoff.corpus import Corpus
 from hybrid_scale.retrieval.tradeoff.indexes import Index, set_threads
 from hybrid_scale.retrieval.tradeoff.variants import Variant, parse
 
@@ -48,14 +51,18 @@ class Options:
     resamples: int = statistics.RESAMPLES
     threads: int = 1
     questions: int = 0
+    memory_gib: float = 16.0
+    """Of the largest index."""
 
 
 @dataclass(frozen=True)
 class Bench:
     """The vectors, the certified answer and the judgments that every variant is held against."""
 
-    vectors: np.ndarray
-    """float32 [P, D], in the order of passage numbers"""
+    corpus: Corpus
+    """P vectors, in the order in which they lie"""
+    numbers: np.ndarray
+    """[P] passage number of each vector"""
     queries: np.ndarray
     """float32 [Q, D], those studied"""
     last_score: np.ndarray
@@ -70,31 +77,35 @@ class Bench:
     """Measure -> [Q] of the certified list"""
     options: Options
 
-    def measures(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def passages(self, rows: np.ndarray) -> np.ndarray:
+        """Passage numbers of rows of the corpus (-1: none)."""
+        return np.where(rows >= 0, self.numbers[rows], -1)
+
+    def measures(self, passages: np.ndarray) -> dict[str, np.ndarray]:
         """Measures of lists [Q, k] of passage numbers (-1: none): each [Q], NaN for a query without a relevant passage."""
-        relevant = RelevantRanks(self.qrels[:, 0], ranks_in(rows, self.qrels), len(self.queries), self.qrels[:, 2])
+        relevant = RelevantRanks(self.qrels[:, 0], ranks_in(passages, self.qrels), len(self.queries), self.qrels[:, 2])
         return {"ndcg@10": metrics.ndcg(relevant, 10), f"map@{self.options.k}": metrics.average_precision(relevant)}
 
     def recall(self, rows: np.ndarray) -> float:
-        """Share of the certified list found, ties with its last passage counted as found."""
+        """Share of the certified list among rows [Q, k] of the corpus (-1: none); ties with its last passage count as found."""
         found = np.zeros(len(rows))
-        step = max(1, GATHERED // (rows.shape[1] * self.vectors.shape[1]))
+        step = max(1, GATHERED // (rows.shape[1] * self.corpus.dimensions))
         for start in range(0, len(rows), step):
             some = rows[start : start + step]
-            left, right = torch.from_numpy(self.queries[start : start + step, None]), torch.from_numpy(self.vectors[some])
+            left, right = torch.from_numpy(self.queries[start : start + step, None]), torch.from_numpy(self.corpus.rows(some))
             scores = pair_scores(left, right).numpy()
             found[start : start + step] = ((some >= 0) & (scores >= self.last_score[start : start + step, None])).mean(1)
         return float(found.mean())
 
 
-def ranks_in(rows: np.ndarray, qrels: np.ndarray) -> np.ndarray:
-    """Rank of each judged passage in its query's list: float64 [J], infinity where it isn't listed."""
-    hits = rows[qrels[:, 0]] == qrels[:, 1, None]
+def ranks_in(passages: np.ndarray, qrels: np.ndarray) -> np.ndarray:
+    """Rank of each judged passage in its query's list of [Q, k]: float64 [J], infinity where it isn't listed."""
+    hits = passages[qrels[:, 0]] == qrels[:, 1, None]
     return np.where(hits.any(1), 1.0 + hits.argmax(1), np.inf)
 
 
-def set_up(task: RetrievalSet, queries: np.ndarray, shard: Shard, options: Options) -> Bench:
-    """The certified lists of the studied queries. Raises DataError: several ranks, k out of range, a set that drops own ids."""
+def check(task: RetrievalSet, options: Options) -> None:
+    """Raises DataError for what can't be studied, before a vector is read: several ranks, k out of range, own ids to drop."""
     if dist.world_size() != 1:
         raise DataError(describe("index study", f"{dist.world_size()} ranks", "one process measures times", "Start one."))
     if not 10 <= options.k <= len(task.corpus):
@@ -102,9 +113,17 @@ def set_up(task: RetrievalSet, queries: np.ndarray, shard: Shard, options: Optio
     if drops_own_id(task):
         rule = "its queries are passages too, which an index can't leave out"
         raise DataError(describe(f"index study: {task.name}", "drop_own_id", rule, "Choose another set."))
+    for key, value in (("margin", options.margin), ("threads", options.threads), ("memory_gib", options.memory_gib)):
+        if not value > 0:
+            raise DataError(describe(key, value, "must be above 0"))
+    if options.questions < 0:
+        raise DataError(describe("questions", options.questions, "must be 0 (all) or more"))
+
+
+def set_up(task: RetrievalSet, queries: np.ndarray, shard: Shard, options: Options) -> Bench:
+    """The certified lists of the studied queries. Raises DataError as `check` does."""
+    check(task, options)
     chosen = studied(task, options.questions)
-    vectors = np.empty((len(task.corpus), queries.shape[1]), np.float32)
-    vectors[shard.numbers] = shard.vectors[:]
     asked = np.ascontiguousarray(queries[chosen], np.float32)
     scores, numbers = search(asked, shard, options.k)
     place = np.full(len(task.queries), -1)
@@ -112,7 +131,7 @@ def set_up(task: RetrievalSet, queries: np.ndarray, shard: Shard, options: Optio
     qrels = np.array(task.qrels[(task.qrels[:, 2] > 0) & (place[task.qrels[:, 0]] >= 0)])
     qrels[:, 0] = place[qrels[:, 0]]
     groups, languages = (np.array(task.queries.column(name, chosen)) for name in ("group", "lang"))
-    bench = Bench(vectors, asked, scores[:, -1], qrels, groups, languages, {}, options)
+    bench = Bench(Corpus(shard.vectors), shard.numbers, asked, scores[:, -1], qrels, groups, languages, {}, options)
     bench.exact.update(bench.measures(numbers))
     return bench
 
@@ -135,28 +154,39 @@ def study(bench: Bench, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     All names are checked before the first index is built.
     """
     set_threads(bench.options.threads)
-    variants = [parse(name, *bench.vectors.shape) for name in names]
+    variants = [parse(name, len(bench.corpus), bench.corpus.dimensions) for name in names]
     built: dict[str, tuple[Any, dict[str, float]]] = {}
     for variant in variants:
-        if variant.refusal is not None:
-            yield {"name": variant.name, "refused": variant.refusal}
+        reason = refusal(variant, len(bench.corpus), bench.options.memory_gib)
+        if reason is not None:
+            yield {"name": variant.name, "refused": reason}
             continue
         if variant.base not in built:
-            built = {variant.base: timed(lambda variant=variant: variant.build(bench.vectors))}
+            built.clear()  # the index before it goes first
+            built[variant.base] = timed(lambda variant=variant: variant.build(bench.corpus))
         made, building = built[variant.base]
-        yield point(bench, variant, variant.open(made, bench.vectors), building)
+        yield point(bench, variant, variant.open(made, bench.corpus), building)
+
+
+def refusal(variant: Variant, passages: int, memory_gib: float) -> str | None:
+    """Why a variant isn't run: it can't be here, or its index is too large; None: it is."""
+    if variant.refusal is not None:
+        return variant.refusal
+    needed = (variant.bytes_per_vector - variant.outside_per_vector) * passages / 2**30
+    return None if needed <= memory_gib else f"its index takes {needed:.1f} GiB of memory, {memory_gib:g} are allowed"
 
 
 def point(bench: Bench, variant: Variant, index: Index, building: dict[str, float]) -> dict[str, Any]:
     """Everything that is measured of one variant."""
     rows, searching = timed(lambda: index.search(bench.queries, bench.options.k))
     rows = padded(rows, bench.options.k)
+    measured = bench.measures(bench.passages(rows))
     per_query = {f"{clock}_ms": 1000 * seconds / len(bench.queries) for clock, seconds in searching.items()}
     return {
         "name": variant.name,
         f"recall@{bench.options.k}": bench.recall(rows),
-        "quality": {name: compared(bench, name, values) for name, values in bench.measures(rows).items()},
-        "bytes": {"measured": index.bytes / len(bench.vectors), "formula": variant.bytes_per_vector},
+        "quality": {name: compared(bench, name, values) for name, values in measured.items()},
+        "bytes": {"measured": index.bytes / len(bench.corpus), "formula": variant.bytes_per_vector},
         "build": {f"{clock}_seconds": seconds for clock, seconds in building.items()},
         "query": per_query,
     }
@@ -182,7 +212,7 @@ def timed(action: Any) -> tuple[Any, dict[str, float]]:
 
 
 def padded(rows: np.ndarray, k: int) -> np.ndarray:
-    """Lists of exactly `k` passages, -1 where an index found fewer."""
+    """Lists of exactly `k` rows, -1 where an index found fewer."""
     return np.pad(rows, ((0, 0), (0, k - rows.shape[1])), constant_values=-1)
 
 
@@ -201,8 +231,8 @@ def finished(bench: Bench, task: RetrievalSet, points: list[dict[str, Any]]) -> 
     return {
         "task": task.name,
         "fingerprint": task.fingerprint,
-        "passages": len(bench.vectors),
-        "dimensions": bench.vectors.shape[1],
+        "passages": len(bench.corpus),
+        "dimensions": bench.corpus.dimensions,
         "queries": len(bench.queries),
         "questions": len(np.unique(bench.question)),
         "options": asdict(bench.options),

@@ -10,20 +10,22 @@
     gpu-flat gpu-cagra:DEGREE        the same on a GPU; refused with the reason where they can't run
     BASE+rescore:F                   F * k results of BASE, ordered by their fp16 vectors
 
-An index holds whole corpora in memory as float32 while it is built: a study's corpus is a sample that fits.
+What is learned (codes, cells, ranges) is learned from all vectors, or from a sample of 1 GiB (corpus.py); then the vectors are
+added block by block. In memory stands the index itself, of the size given by formula; cagra also takes the corpus as float32.
 Random choices are seeded. Knows no text, no judgment and no rank. Scores are inner products.
 
 Shapes: n vectors, D dimensions, Q queries.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import faiss
 import numpy as np
 
 from hybrid_scale.errors import DataError, describe, nearest
+from hybrid_scale.retrieval.tradeoff.corpus import Corpus
 from hybrid_scale.retrieval.tradeoff.indexes import Binary, Faiss, Index, OnGpu, Reduced, Rescored, signs
 
 SEED = 1234
@@ -37,14 +39,16 @@ class Variant:
 
     name: str
     base: str
-    build: Callable[[np.ndarray], Any]
-    """Vectors float32 [n, D] -> what `open` takes first."""
-    open: Callable[[Any, np.ndarray], Index]
-    """What was built, and the vectors again; sets how it is searched."""
+    build: Callable[[Corpus], Any]
+    """The corpus -> what `open` takes first."""
+    open: Callable[[Any, Corpus], Index]
+    """What was built, and the corpus again; sets how it is searched."""
     bytes_per_vector: float
     """By formula, tables that don't grow with n left out."""
     refusal: str | None = None
     """Why it can't run here."""
+    outside_per_vector: float = 0.0
+    """Of the bytes, those that stay where the corpus lies: vectors to score again with."""
 
 
 def parse(name: str, passages: int, dimensions: int) -> Variant:
@@ -86,18 +90,18 @@ def _divisor(dimensions: int, part: int) -> int:
 
 
 def _rescored(variant: Variant, name: str, factor: int, dimensions: int) -> Variant:
-    def open_(built: Any, vectors: np.ndarray) -> Index:
-        return Rescored(variant.open(built, vectors), vectors.astype(np.float16), factor)
+    def open_(built: Any, corpus: Corpus) -> Index:
+        return Rescored(variant.open(built, corpus), corpus, factor)
 
     size = variant.bytes_per_vector + 2 * dimensions
-    return Variant(name, variant.base, variant.build, open_, size, variant.refusal)
+    return replace(variant, name=name, open=open_, bytes_per_vector=size, outside_per_vector=2 * dimensions)
 
 
-def _plain(built: Any, vectors: np.ndarray) -> Index:
+def _plain(built: Any, corpus: Corpus) -> Index:
     return Faiss(built)
 
 
-def _ready(built: Any, vectors: np.ndarray) -> Index:
+def _ready(built: Any, corpus: Corpus) -> Index:
     return built
 
 
@@ -112,9 +116,11 @@ def _number(name: str, text: str, low: int, high: int) -> int:
     return int(text)
 
 
-def _filled(index: Any, vectors: np.ndarray) -> Any:
-    index.train(vectors)
-    index.add(vectors)
+def _filled(index: Any, corpus: Corpus) -> Any:
+    if not index.is_trained:
+        index.train(corpus.sample())
+    for block in corpus.blocks():
+        index.add(block)
     return index
 
 
@@ -123,7 +129,7 @@ def _flat(name: str, base: str, given: Given, passages: int, dimensions: int) ->
     if given[0] not in types:
         raise DataError(describe(f"variant {name}", given[0], f"must be one of {', '.join(types)}"))
     code, width = types[given[0]]
-    return Variant(name, base, lambda vectors: _filled(_scalar(dimensions, code), vectors), _plain, width * dimensions)
+    return Variant(name, base, lambda corpus: _filled(_scalar(dimensions, code), corpus), _plain, width * dimensions)
 
 
 def _scalar(dimensions: int, code: int | None) -> Any:
@@ -137,7 +143,7 @@ def _sq(name: str, base: str, given: Given, passages: int, dimensions: int) -> V
     if given[0] not in codes:
         raise DataError(describe(f"variant {name}", given[0], "must be 8 or 4"))
     size = dimensions if given[0] == "8" else (dimensions + 1) // 2
-    return Variant(name, base, lambda vectors: _filled(_scalar(dimensions, codes[given[0]]), vectors), _plain, size)
+    return Variant(name, base, lambda corpus: _filled(_scalar(dimensions, codes[given[0]]), corpus), _plain, size)
 
 
 def _pq(name: str, base: str, given: Given, passages: int, dimensions: int) -> Variant:
@@ -145,13 +151,13 @@ def _pq(name: str, base: str, given: Given, passages: int, dimensions: int) -> V
     if dimensions % parts:
         raise DataError(describe(f"variant {name}", parts, f"must divide the {dimensions} dimensions"))
 
-    def build(vectors: np.ndarray) -> Any:
+    def build(corpus: Corpus) -> Any:
         codes = faiss.IndexPQ(dimensions, parts, 8, faiss.METRIC_INNER_PRODUCT)
         if not name.startswith("opq"):
-            return _filled(codes, vectors)
+            return _filled(codes, corpus)
         rotation = faiss.OPQMatrix(dimensions, parts)
         rotation.niter, rotation.niter_pq, rotation.max_train_points = 10, 4, 16_384
-        return _filled(faiss.IndexPreTransform(rotation, codes), vectors)
+        return _filled(faiss.IndexPreTransform(rotation, codes), corpus)
 
     return Variant(name, base, build, _plain, parts, _too_few(passages))
 
@@ -164,13 +170,13 @@ def _ivf(name: str, base: str, given: Given, passages: int, dimensions: int) -> 
     lists = _number(name, given[0], 1, passages)
     probes = _number(name, given[1], 1, lists)
 
-    def build(vectors: np.ndarray) -> Any:
+    def build(corpus: Corpus) -> Any:
         coarse = faiss.IndexFlatIP(dimensions)
         index = faiss.IndexIVFFlat(coarse, dimensions, lists, faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1  # silences a warning; small corpora are meant to show what they show
-        return coarse, _filled(index, vectors)
+        return coarse, _filled(index, corpus)
 
-    def open_(built: Any, vectors: np.ndarray) -> Index:
+    def open_(built: Any, corpus: Corpus) -> Index:
         built[1].nprobe = probes
         return Faiss(built[1])
 
@@ -180,13 +186,13 @@ def _ivf(name: str, base: str, given: Given, passages: int, dimensions: int) -> 
 def _hnsw(name: str, base: str, given: Given, passages: int, dimensions: int) -> Variant:
     links, width = _number(name, given[0], 2, 256), _number(name, given[1], 1, 1_000_000)
 
-    def open_(built: Any, vectors: np.ndarray) -> Index:
+    def open_(built: Any, corpus: Corpus) -> Index:
         built.hnsw.efSearch = width
         return Faiss(built)
 
     make = lambda: faiss.IndexHNSWFlat(dimensions, links, faiss.METRIC_INNER_PRODUCT)  # noqa: E731
     size = 4 * dimensions + 8 * links
-    return Variant(name, f"hnsw:{links}", lambda vectors: _filled(make(), vectors), open_, size)
+    return Variant(name, f"hnsw:{links}", lambda corpus: _filled(make(), corpus), open_, size)
 
 
 def _rotation(dimensions: int) -> Any:
@@ -196,9 +202,9 @@ def _rotation(dimensions: int) -> Any:
 
 
 def _rabitq(name: str, base: str, given: Given, passages: int, dimensions: int) -> Variant:
-    def build(vectors: np.ndarray) -> Any:
+    def build(corpus: Corpus) -> Any:
         codes = faiss.IndexRaBitQ(dimensions, faiss.METRIC_INNER_PRODUCT)
-        return _filled(faiss.IndexPreTransform(_rotation(dimensions), codes), vectors)
+        return _filled(faiss.IndexPreTransform(_rotation(dimensions), codes), corpus)
 
     return Variant(name, base, build, _plain, (dimensions + 7) // 8 + 8)
 
@@ -206,12 +212,13 @@ def _rabitq(name: str, base: str, given: Given, passages: int, dimensions: int) 
 def _binary(name: str, base: str, given: Given, passages: int, dimensions: int) -> Variant:
     width = -(-dimensions // 8) * 8
 
-    def build(vectors: np.ndarray) -> Binary:
+    def build(corpus: Corpus) -> Binary:
         rotation = faiss.RandomRotationMatrix(dimensions, width)
         rotation.init(SEED)
         index = faiss.IndexBinaryFlat(width)
-        mean = vectors.mean(0)
-        index.add(signs(mean, rotation, vectors))
+        mean = corpus.mean()
+        for block in corpus.blocks():
+            index.add(signs(mean, rotation, block))
         return Binary(mean, rotation, index)
 
     return Variant(name, base, build, _ready, width // 8)
@@ -219,26 +226,32 @@ def _binary(name: str, base: str, given: Given, passages: int, dimensions: int) 
 
 def _dims(name: str, base: str, given: Given, passages: int, dimensions: int) -> Variant:
     kept = _number(name, given[0], 1, dimensions)
-    return Variant(name, base, lambda vectors: _reduced(lambda x: x[:, :kept], kept, vectors, 0), _ready, 4 * kept)
+    return Variant(name, base, lambda corpus: _reduced(lambda x: x[:, :kept], kept, corpus, 0), _ready, 4 * kept)
 
 
 def _pca(name: str, base: str, given: Given, passages: int, dimensions: int) -> Variant:
     kept = _number(name, given[0], 1, dimensions)
 
-    def build(vectors: np.ndarray) -> Reduced:
+    def build(corpus: Corpus) -> Reduced:
         """Axes of the uncentred vectors, which keep inner products best."""
-        wide = vectors.astype(np.float64)
-        axes = np.linalg.eigh(wide.T @ wide)[1][:, ::-1][:, :kept].astype(np.float32)
-        return _reduced(lambda x: x @ axes, kept, vectors, axes.nbytes)
+        gram = np.zeros((dimensions, dimensions))
+        for block in corpus.blocks():
+            wide = block.astype(np.float64)
+            gram += wide.T @ wide
+        axes = np.linalg.eigh(gram)[1][:, ::-1][:, :kept].astype(np.float32)
+        return _reduced(lambda x: x @ axes, kept, corpus, axes.nbytes)
 
     return Variant(name, base, build, _ready, 4 * kept)
 
 
-def _reduced(project: Callable[[np.ndarray], np.ndarray], kept: int, vectors: np.ndarray, tables: int) -> Reduced:
+def _reduced(project: Callable[[np.ndarray], np.ndarray], kept: int, corpus: Corpus, tables: int) -> Reduced:
     def reduce(rows: np.ndarray) -> np.ndarray:
         return _unit(np.ascontiguousarray(project(rows)))
 
-    return Reduced(reduce, Faiss(_filled(faiss.IndexFlatIP(kept), reduce(vectors))), tables)
+    index = faiss.IndexFlatIP(kept)
+    for block in corpus.blocks():
+        index.add(reduce(block))
+    return Reduced(reduce, Faiss(index), tables)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -249,17 +262,20 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 def _gpu(name: str, base: str, given: Given, passages: int, dimensions: int) -> Variant:
     degree = _number(name, given[0], 4, 512) if given else 0
 
-    def build(vectors: np.ndarray) -> OnGpu:
+    def build(corpus: Corpus) -> OnGpu:
         gpu: Any = faiss  # its GPU classes exist in GPU builds only
         resources = gpu.StandardGpuResources()
         if not degree:
-            return OnGpu(_filled(gpu.GpuIndexFlatIP(resources, dimensions), vectors))
+            return OnGpu(_filled(gpu.GpuIndexFlatIP(resources, dimensions), corpus))
         config = gpu.GpuIndexCagraConfig()
         config.graph_degree, config.intermediate_graph_degree = degree, 2 * degree
-        return OnGpu(_filled(gpu.GpuIndexCagra(resources, dimensions, faiss.METRIC_INNER_PRODUCT, config), vectors))
+        index = gpu.GpuIndexCagra(resources, dimensions, faiss.METRIC_INNER_PRODUCT, config)
+        index.train(corpus.sample(4 * dimensions * len(corpus)))  # its graph is built at once, over all vectors
+        return OnGpu(index)
 
     refusal = _gpu_refusal("GpuIndexCagra" if degree else "GpuIndexFlatIP", "faiss-gpu-cuvs" if degree else "faiss-gpu")
-    return Variant(name, base, build, _ready, 4 * dimensions + 4 * degree, refusal)
+    size = 4 * dimensions + 4 * degree
+    return Variant(name, base, build, _ready, size, refusal)
 
 
 def _gpu_refusal(needed: str, package: str) -> str | None:
