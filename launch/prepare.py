@@ -27,7 +27,6 @@ from hybrid_scale.data.sources.registry import READERS, options, reader
 from hybrid_scale.data.summary import summarize
 from hybrid_scale.data.writing import write
 from hybrid_scale.errors import ConfigError, DataError, HybridScaleError, describe, explain
-from hybrid_scale.runs import write_json
 
 PROGRESS_EVERY_ROWS = 100_000
 
@@ -53,8 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def prepare(given: argparse.Namespace, chosen: dict[str, Any], out: Path, rejects: Path | None, encoder: Any) -> None:
     """Read, check and write one set; print what it holds."""
     records = _with_progress(reader(given.source)(**chosen))
-    manifest = write(records, out, {"name": given.source, **_plain(chosen)}, Rejects(rejects))
-    write_json(out / "manifest.json", {**manifest, **facts(given.source, chosen, given.contains)})
+    source = {"name": given.source, **_plain(chosen)}
+    listed = Rejects(rejects, "--rejects FILE lists bad rows there instead of stopping.")
+    write(records, out, source, listed, facts(given.source, chosen, given.contains))
     print(summarize(out))
     if encoder is not None:
         print("\n".join(write_token_lengths(out, encoder)))

@@ -26,11 +26,11 @@ FLUSH_CHARACTERS = 1 << 25
 class Rejects:
     """What happens to bad rows: an error at the first one, or, with a file, counted and listed there as they come.
 
-    Raises DataError for a file that exists and isn't such a list.
+    `remedy`: added to that error. Raises DataError for a file that exists and isn't such a list.
     """
 
-    def __init__(self, path: Path | None = None):
-        self.path, self.count = path, 0
+    def __init__(self, path: Path | None = None, remedy: str = ""):
+        self.path, self.remedy, self.count = path, remedy, 0
         self._file: TextIO | None = None
         if path is not None and path.exists() and not _is_list_of_rejects(path):
             rule = "bad rows would overwrite a file that lists none"
@@ -50,7 +50,7 @@ class Rejects:
 
     def add(self, bad: Bad) -> None:
         if self._file is None:
-            raise DataError(bad.message)
+            raise DataError(f"{bad.message} {self.remedy}".strip())
         self.count += 1
         self._file.write(json.dumps({"where": bad.where, "message": bad.message}, ensure_ascii=False) + "\n")
 
