@@ -5,12 +5,14 @@ rank writes.
 """
 
 import datetime
+import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from hybrid_scale.config import RunConfig, dump_config, load_config
 from hybrid_scale.errors import RunError, describe
@@ -105,6 +107,10 @@ def _differing(prefix: str, before: Any, now: Any) -> Iterator[tuple[str, Any, A
         yield prefix, before, now
 
 
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 class RunDirectory:
     """One run's files. Layout: DESIGN of the README, section "The run directory"."""
 
@@ -114,11 +120,13 @@ class RunDirectory:
         self.manifest_file = self.path / "manifest.json"
         self.status_file = self.path / "status.json"
         self.metrics_file = self.path / "metrics.jsonl"
+        self.lock_file = self.path / ".lock"
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"
         self.embeddings = self.path / "embeddings"
         self.evaluations = self.path / "eval"
         self.failures = self.path / "failures"
+        self._lock: TextIO | None = None
 
     def create(self, config: RunConfig, continuing: bool = False) -> None:
         """Write `config.yaml`, or accept an existing run with an equal config. Raises RunError on another config.
@@ -137,6 +145,29 @@ class RunDirectory:
                 remedy = "Choose another run.directory, restore the setting, or force it by training.resume_despite=[config]."
             raise RunError(f"{self.path}: this run was started with another config: {'; '.join(changed)}. {remedy}")
 
+    def hold(self) -> None:
+        """Keep this directory for this process while this object lives: two trainings would mix their steps and checkpoints.
+
+        An advisory lock (flock): the system gives it back however the process ends. A file system without locks is trusted.
+        Raises RunError naming the process that holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = file = open(self.lock_file, "a+", encoding="utf-8")  # noqa: SIM115 (closed by the end of the process)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip()
+            file.close()
+            self._lock = None
+            remedy = "Wait until it has ended, or choose another run.directory."
+            raise RunError(describe(str(self.path), holder, "another training is writing this run", remedy)) from None
+        except OSError:
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {_now()}\n")
+        file.flush()
+
     def adopt(self, config: RunConfig) -> None:
         """Make `config` this run's; a config that differs from it is kept beside as `config.1.yaml`, `config.2.yaml`, ..."""
         if differences(self.config(), config):
@@ -148,8 +179,7 @@ class RunDirectory:
         return load_config(self.config_file)
 
     def set_status(self, status: Status, **facts: Any) -> None:
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        write_json(self.status_file, {"status": status, "time": now, **facts})
+        write_json(self.status_file, {"status": status, "time": _now(), **facts})
 
     def status(self) -> dict[str, Any]:
         """Content of `status.json`; `{"status": "planned"}` before the first start."""

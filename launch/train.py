@@ -8,13 +8,14 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig, load_config
 from hybrid_scale.data.text import TextEncoder
-from hybrid_scale.errors import HybridScaleError
+from hybrid_scale.errors import HybridScaleError, explain
 from hybrid_scale.retrieval.benchmark import evaluate_run
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.train.engine import Engine
@@ -26,6 +27,12 @@ def evaluate(config: RunConfig, run: RunDirectory, encoder: TextEncoder, engine:
     evaluate_run(config, run, encoder, engine.embed, step)
 
 
+def positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} ranks: at least 1 is needed")
+    return number
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
@@ -33,7 +40,7 @@ def main() -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved config and every derived number, train nothing"
     )
-    parser.add_argument("--ranks", type=int, default=1, help="with --dry-run: the number of ranks to plan for")
+    parser.add_argument("--ranks", type=positive, default=1, help="with --dry-run: the number of ranks to plan for")
     parser.add_argument("--replay", type=Path, metavar="FAILURE", help="compute a failed step again (runs/.../failures/step_N)")
     arguments = parser.parse_args()
     try:
@@ -45,17 +52,28 @@ def main() -> int:
             print(replay(config, arguments.replay))
             return 0
         dist.start()
+        run = RunDirectory(config.run.directory)  # holds its lock until this process ends
+        dist.first_rank_does(run.hold)
         return 0 if train(config, evaluate) else 3
     except RankLost as error:
         print(f"error: rank {dist.launched_rank()}: {error}", file=sys.stderr, flush=True)
         os._exit(EXIT_CODE)  # the process group can't be taken down with a rank missing
-    except HybridScaleError as error:
+    except (HybridScaleError, OSError) as error:
         if dist.launched_rank() == 0:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {explain(error)}", file=sys.stderr)
         return 2
     finally:
         dist.stop()
 
 
+def leave(code: int) -> NoReturn:
+    """End at once. While Python takes itself apart, a thread of ours that comes back from the ranks' store (train.watch) aborts
+    the process with SIGABRT after a run that went well.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

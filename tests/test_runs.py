@@ -1,5 +1,9 @@
 """The run directory: atomic writes, an honest status, metrics that survive a kill."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from hybrid_scale.config import RunConfig, validate
@@ -20,6 +24,28 @@ def test_an_equal_config_continues_and_another_is_refused(tmp_path):
         run.create(config(sampler={"alpha": 0.25}))
     assert "sampler.alpha: 0.5 -> 0.25" in str(caught.value)
     assert run.config() == validate(RunConfig, MINIMAL, "x")
+
+
+def test_one_training_at_a_time(tmp_path):
+    """A second holder is refused with the first one's name, in this process and in another; the end of a process frees it."""
+    holder = "import sys, time; from hybrid_scale.runs import RunDirectory; run = RunDirectory(sys.argv[1]); run.hold(); "
+    first = subprocess.Popen(
+        [sys.executable, "-c", holder + "print('held', flush=True); time.sleep(600)", str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert first.stdout.readline() == b"held\n"
+        with pytest.raises(RunError, match=rf"found 'process {first.pid} on .* since .*'; another training is writing this run"):
+            RunDirectory(tmp_path / "run").hold()
+    finally:
+        first.kill()
+        first.communicate()
+    run = RunDirectory(tmp_path / "run")
+    run.hold()
+    with pytest.raises(RunError, match=rf"found 'process {os.getpid()} on "):
+        RunDirectory(tmp_path / "run").hold()
+    del run
+    RunDirectory(tmp_path / "run").hold()
 
 
 def half_write(path):
