@@ -8,16 +8,17 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hybrid_scale.errors import ConfigError, describe, nearest
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+TokenBudget = Literal["max_tokens_per_micro_batch", "max_kept_tokens", "max_tokens_per_embedding_batch"]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
 
@@ -202,19 +203,22 @@ class TrainingSettings(Section):
     cached gradients, every text twice; `auto`: keep the graphs of as many micro-batches as `max_kept_tokens` allows,
     embed only the rest twice."""
     max_tokens_per_micro_batch: Positive = 4096
-    """Tokens of one micro-batch with gradients, padding included; the largest that fits is the fastest."""
+    """Tokens of one micro-batch with gradients, padding included. `auto`, here and for the two below: see `planned`."""
     max_kept_tokens: Positive | None = None
     """Tokens whose graphs a rank holds at once; null: `max_tokens_per_micro_batch`, which costs no memory of its own.
     With `model.gradient_checkpointing` a kept token costs only the inputs of the layers."""
     max_tokens_per_embedding_batch: Positive = 16384
     """Tokens of one micro-batch without gradients (first pass, evaluation), padding included."""
+    planned: tuple[TokenBudget, ...] = ()
+    """Token budgets that the planner sets when the run starts, the fastest that fit the GPUs it finds; `KEY: auto` says the
+    same. Their numbers above serve only where nothing is planned: evaluation by a door of its own."""
     offload_activations: bool = False
     """Hold what kept graphs save (with checkpointing: the layers' inputs) in host memory."""
     shard_group: Positive | Literal["auto"] | None = None
     """GPUs that share one copy of the weights, for a DeepSpeed JSON that says "auto" there (ds_configs/zero_auto.json);
-    1: a replica a GPU; "auto": the smallest of 1, 2, 4, ..., node, all that fits."""
+    1: a replica a GPU; "auto": the smallest of 1, 2, 4, ..., node, all that fits, or with planned token budgets the fastest."""
     gpu_memory_gib: PositiveFloat | None = None
-    """For `shard_group: auto` where no GPU can be asked; null: this machine's GPU."""
+    """For what is "auto": memory of a GPU, instead of asking this machine's. Needed where there is none."""
     log_every_steps: Positive = 1
     save_every_steps: Positive | None = None
     """Null: at the end only."""
@@ -236,6 +240,11 @@ class TrainingSettings(Section):
     """Longest silence of a rank, and longest time within one step, before the other ranks give up."""
     trackers: tuple[str, ...] = ()
     """Names of Accelerate trackers (`tensorboard`, `wandb`, ...)."""
+
+    @field_validator("planned")
+    @classmethod
+    def _each_once(cls, keys: tuple[TokenBudget, ...]) -> tuple[TokenBudget, ...]:
+        return tuple(key for key in get_args(TokenBudget) if key in keys)
 
     @model_validator(mode="after")
     def _stop_is_a_time(self) -> Self:
@@ -288,7 +297,7 @@ class RunConfig(Section):
             )
         longest = max(self.data.max_query_tokens, self.data.max_passage_tokens)
         for key in ("max_tokens_per_micro_batch", "max_tokens_per_embedding_batch"):
-            if getattr(self.training, key) < longest:
+            if key not in self.training.planned and getattr(self.training, key) < longest:
                 raise ConfigError(
                     describe(
                         f"training.{key}",
@@ -383,6 +392,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def validate(kind: type[S], tree: dict[str, Any], where: str) -> S:
     """`tree` as `kind`, in pydantic's strict JSON mode ("3" is no number, 1 no bool). Raises ConfigError."""
+    if issubclass(kind, RunConfig):
+        tree = _planned(tree)
     try:
         return kind.model_validate_json(_to_json(tree, where), strict=True)
     except ConfigError as error:
@@ -390,6 +401,17 @@ def validate(kind: type[S], tree: dict[str, Any], where: str) -> S:
     except ValidationError as error:
         lines = [_explain(kind, problem) for problem in error.errors()]
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _planned(tree: dict[str, Any]) -> dict[str, Any]:
+    """`training.KEY: auto` of a token budget -> `training.planned: [KEY]`."""
+    training = tree.get("training")
+    keys = [key for key in get_args(TokenBudget) if isinstance(training, dict) and training.get(key) == "auto"]
+    if not isinstance(training, dict) or not keys:
+        return tree
+    stated = {key: value for key, value in training.items() if key not in keys}
+    known = stated.get("planned") or []
+    return {**tree, "training": {**stated, "planned": [*known, *keys] if isinstance(known, list) else known}}
 
 
 def _to_json(tree: dict[str, Any], where: str) -> str:
@@ -422,4 +444,7 @@ def _fields_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
 
 def dump_config(config: BaseModel) -> str:
     """Every setting, defaults included, as YAML that `load_config` reads back to an equal object."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    tree = config.model_dump(mode="json")
+    if isinstance(config, RunConfig):
+        tree["training"] |= dict.fromkeys(tree["training"].pop("planned"), "auto")
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)

@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 MINIMUM_MODULES = 25
 """Far fewer than there are: guards against a walk that finds nothing."""
 
-PLANNING = tuple(f"planning.{name}" for name in ("architecture", "hardware", "costs", "speed", "forecast", "planner"))
+PLANNING = tuple(
+    f"planning.{name}" for name in ("architecture", "hardware", "zero", "costs", "speed", "forecast", "search", "planner")
+)
 """In their order: each may import those before it."""
 PLAIN = ("errors", "config", "runs", *PLANNING, "statistics")
 """The ground without torch."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from hybrid_scale.config import ModelSettings, RunConfig
 from hybrid_scale.errors import ConfigError, describe
 from hybrid_scale.planning.architecture import Architecture
+from hybrid_scale.planning.zero import ZeroBuffers
 
 NF4_BYTES = 0.5
 NF4_STATE_BYTES = 1 / 64 + 4 / (64 * 256)
@@ -27,18 +28,6 @@ ALLOCATOR = 1.12
 """Reserved over allocated bytes of torch's allocator: 10.22 / 9.16 GiB in answer.ai's QLoRA benchmark (2024)."""
 RESERVE = 0.03
 """Share of a GPU's memory that a plan leaves free."""
-
-
-@dataclass(frozen=True)
-class ZeroBuffers:
-    """Sizes of DeepSpeed's buffers in elements, as in ds_configs/."""
-
-    live: float = 5e8
-    """Gathered weights whole at once: `stage3_max_live_parameters`, elements of the stored type."""
-    prefetch: float = 5e7
-    """`stage3_prefetch_bucket_size`: by as much the last prefetch goes over `live` (counted: benchmarks/traffic.py)."""
-    reduce: float = 2e7
-    """`reduce_bucket_size`, float32, held twice for the overlap of filling and sending."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +136,7 @@ class MemoryNeed:
     """Bytes of the largest 4-bit weight once it is unpacked."""
     loss: dict[str, float] = field(default_factory=dict)
     """Bytes by line, from `loss_bytes`; what of it outlives the activations is counted beside them."""
-    buffers: ZeroBuffers = ZeroBuffers()
+    buffers: ZeroBuffers = field(default_factory=ZeroBuffers)
     table: int = 0
     """Weights of the embedding table, which is gathered whole; 0: those frozen beside 4-bit ones."""
 

@@ -3,12 +3,10 @@
 No torch, no network, no data but the length tables of a prepared directory, if it is there.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +18,6 @@ from hybrid_scale.planning.costs import (
     MASTER_BYTES,
     RESERVE,
     ParameterCounts,
-    ZeroBuffers,
     count,
     gathered_bytes,
     memory_lines,
@@ -28,6 +25,7 @@ from hybrid_scale.planning.costs import (
 )
 from hybrid_scale.planning.hardware import Cluster
 from hybrid_scale.planning.speed import CALIBRATION, Calibration, Seconds, Work, attention_flops, step_flops, step_seconds
+from hybrid_scale.planning.zero import Zero, read_zero
 
 EFFICIENCY = {True: 0.98, False: 0.9}
 """Real over executed tokens of a rank in lock-step, packed and padded: .983 to .999 on XQuAD-R (benchmarks/padding.py); padded
@@ -43,18 +41,6 @@ class Texts:
     query: float
     passage: float
     source: str
-
-
-@dataclass(frozen=True)
-class Zero:
-    """What a DeepSpeed JSON says."""
-
-    stage: int | None
-    """None: "auto"."""
-    group: int | None
-    """hpZ group; None: "auto" or none."""
-    buffers: ZeroBuffers
-    offloads: bool
 
 
 @dataclass(frozen=True)
@@ -143,33 +129,6 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def read_zero(config: RunConfig) -> Zero:
-    """What the run's DeepSpeed JSON says of memory. Raises ConfigError: no such file, not JSON."""
-    if config.training.engine == "plain":
-        return Zero(0, 1, ZeroBuffers(), False)
-    path = Path(config.training.deepspeed)
-    if not path.is_file():
-        raise ConfigError(describe("training.deepspeed", str(path), "no such file", "Plan from the repository's root."))
-    try:
-        zero = json.loads(path.read_text(encoding="utf-8")).get("zero_optimization", {})
-    except json.JSONDecodeError as error:
-        raise ConfigError(describe(str(path), str(error), "not JSON")) from None
-    sizes = ZeroBuffers(
-        live=_number(zero, "stage3_max_live_parameters", 1e9),
-        prefetch=_number(zero, "stage3_prefetch_bucket_size", 5e7),
-        reduce=_number(zero, "reduce_bucket_size", 5e8),
-    )
-    stage, group = zero.get("stage", 0), zero.get("zero_hpz_partition_size", 1)
-    offloads = any(zero.get(key, {}).get("device", "none") != "none" for key in ("offload_param", "offload_optimizer"))
-    return Zero(None if stage == "auto" else int(stage), None if group in ("auto", 1) else int(group), sizes, offloads)
-
-
-def _number(zero: dict[str, Any], key: str, default: float) -> float:
-    """A size, or DeepSpeed's default where the JSON is silent or says "auto"."""
-    value = zero.get(key, default)
-    return default if value == "auto" else float(value)
-
-
 def text_lengths(config: RunConfig, query: float | None = None, passage: float | None = None) -> Texts:
     """Mean tokens of the run's texts: as given, from the length tables of the prepared data, or else their limits.
 
@@ -184,10 +143,15 @@ def text_lengths(config: RunConfig, query: float | None = None, passage: float |
         source = f"assumed: every text as long as its limit (no length tables in {config.data.train}), an upper bound"
         return Texts(query or limits[0], passage or limits[1], source)
     means = [
-        float(np.minimum(np.load(tables[-1] / f"{name}.npy", mmap_mode="r")[:1_000_000], limit).mean())
+        mean_tokens(np.load(tables[-1] / f"{name}.npy", mmap_mode="r"), limit)
         for name, limit in zip(("queries", "passages"), limits, strict=True)
     ]
     return Texts(query or means[0], passage or means[1], f"measured: {tables[-1]}")
+
+
+def mean_tokens(lengths: np.ndarray, limit: int) -> float:
+    """Of the first million texts, cut at `limit`."""
+    return float(np.minimum(lengths[:1_000_000], limit).mean())
 
 
 @dataclass(frozen=True)
@@ -201,22 +165,34 @@ class Forecaster:
     cluster: Cluster
     given: Texts | None = None
     calibration: Calibration = CALIBRATION
+    shape: Architecture | None = None
+    """Where it is known already (the trainer's); None: found by `model.base`."""
+    counted: ParameterCounts | None = None
+    """The same."""
+    sharing: Zero | None = None
+    """Instead of what the run's DeepSpeed JSON says."""
 
     @cached_property
     def architecture(self) -> Architecture:
-        return find(self.config.model.base)
+        return self.shape or find(self.config.model.base)
 
     @cached_property
     def counts(self) -> ParameterCounts:
-        return count(self.architecture, self.config.model)
+        return self.counted or count(self.architecture, self.config.model)
 
     @cached_property
     def zero(self) -> Zero:
-        return read_zero(self.config)
+        return self.sharing or read_zero(self.config)
 
     @cached_property
     def texts(self) -> Texts:
         return self.given or text_lengths(self.config)
+
+    @cached_property
+    def random(self) -> bool:
+        """Whether the model draws random numbers, so that passes without gradients take the micro-batches as they are."""
+        lora = self.config.model.lora
+        return self.architecture.dropout or (lora is not None and lora.dropout > 0)
 
     def check(self) -> None:
         batch, world = self.config.sampler.global_batch, self.cluster.world
@@ -268,7 +244,8 @@ class Forecaster:
         model, counts = config.model, self.counts
         twice = tokens * (1 - kept / rounds)
         length = self.texts.passage
-        embedding_passes = math.ceil(twice / config.training.max_tokens_per_embedding_batch)
+        alone = tokens / rounds if self.random else config.training.max_tokens_per_embedding_batch
+        embedding_passes = math.ceil(twice / alone - 1e-9)
         passes = 2 * rounds + embedding_passes
         unpacked = (3 if model.gradient_checkpointing else 2) * rounds + embedding_passes
         lora = model.lora is not None
@@ -296,7 +273,7 @@ class Forecaster:
 
     def _notes(self, config: RunConfig) -> tuple[str, ...]:
         notes = [f"text lengths {self.texts.source}"]
-        if self.zero.offloads:
+        if self.zero.offloads_weights or self.zero.offloads_optimizer:
             notes.append("offload isn't modelled: the lines are those of a run without it, the time is too short")
         if config.training.offload_activations:
             notes.append("the time to move kept activations to the host and back isn't counted")

@@ -4,7 +4,8 @@ Memory: total in nvidia-smi. Rates: dense bfloat16 with float32 sums, bandwidths
 gets is `speed.Calibration`. No price is built in: clouds differ by a factor of three; `price` is a parameter.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from hybrid_scale.errors import ConfigError, describe, nearest
 
@@ -106,6 +107,24 @@ def find_gpu(name: str) -> Gpu:
     if key not in GPUS:
         raise ConfigError(describe("--gpu", name, "no such GPU in the table", nearest(key, [*GPUS, *ALIASES])))
     return GPUS[key]
+
+
+def named_by_driver(device: str) -> Gpu | None:
+    """`NVIDIA A100-SXM4-80GB` -> the table's a100-80; None: not in it."""
+    words = re.findall(r"[a-z0-9]+", device.lower())
+    short = next((word for word in words if word in {"a100", "h100", "h200", "l40s", "a6000", "4090"}), None)
+    if short is None:
+        return None
+    return GPUS["a100-40" if short == "a100" and {"40gb", "40"} & set(words) else ALIASES.get(short, short)]
+
+
+def of_device(device: str, memory: float) -> Gpu:
+    """The GPU that a driver names so, with the bytes that it reports, in whole GiB (drivers differ by some MiB).
+
+    One that isn't in the table gets an A100's rates and PCIe, and a generation of its own.
+    """
+    row = named_by_driver(device) or replace(GPUS["a100-80"], name=device, link=32e9, generation="unknown")
+    return replace(row, memory=memory // 2**30 * 2.0**30 if memory >= 2**31 else memory)
 
 
 def find_interconnect(name: str) -> Interconnect:

@@ -1,54 +1,116 @@
 """The choices of a run on a cluster: as its config says, the fastest settings that fit, or the nearest change that would.
 
-The trainer resolves `training.shard_group: auto` with the same memory functions (`costs`). Starts nothing, needs no torch.
+The trainer resolves token budgets that its config leaves to the planner with `resolve`, plans ask `plan_run` for the same answer.
+Starts nothing, needs no torch.
 """
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 from hybrid_scale.config import RunConfig
 from hybrid_scale.errors import ConfigError, describe
-from hybrid_scale.planning.costs import shard_groups
+from hybrid_scale.planning.architecture import Architecture
+from hybrid_scale.planning.costs import ParameterCounts, shard_groups
 from hybrid_scale.planning.forecast import Forecaster, RunPlan, Texts, gib
 from hybrid_scale.planning.hardware import GPUS, Cluster
+from hybrid_scale.planning.search import BUDGETS, Search
 from hybrid_scale.planning.speed import CALIBRATION, Calibration
+from hybrid_scale.planning.zero import Zero
 
-GRAIN = 256
-"""Tokens by which the micro-batches that are tried differ."""
-SMALL = 4096
-"""Tokens below which published runs are slower than the formulas say (Qwen at 256 to 1,024: up to half): not chosen if there is
-a choice."""
 MOST_NODES = 64
 
 
 def plan_run(config: RunConfig, cluster: Cluster, texts: Texts | None = None, calibration: Calibration = CALIBRATION) -> RunPlan:
-    """The run as its config and DeepSpeed JSON say. Whether it fits is in the plan, not an error.
+    """The run as its config and DeepSpeed JSON say, with what they leave open as the trainer chooses it.
 
-    Raises ModelError (no shape for `model.base`) and ConfigError (no DeepSpeed JSON, a group that doesn't divide the ranks, a
-    batch smaller than the ranks).
+    Whether it fits is in the plan, not an error. Raises ModelError (no shape for `model.base`) and ConfigError (no DeepSpeed
+    JSON, a group that doesn't divide the ranks, a batch smaller than the ranks).
     """
-    forecaster = Forecaster(config, cluster, texts, calibration)
-    forecaster.check()
-    return forecaster.plan(config, *_stage_and_group(forecaster))
+    return _as_configured(Forecaster(config, _asked(config, cluster), texts, calibration))
+
+
+def resolve(config: RunConfig, cluster: Cluster, texts: Texts, shape: Architecture, counts: ParameterCounts) -> RunPlan:
+    """`plan_run` for a trainer, which knows its texts and its model itself. Raises ConfigError where nothing fits."""
+    plan = _as_configured(Forecaster(config, _asked(config, cluster), texts, shape=shape, counted=counts))
+    if not plan.fits:
+        key = config.training.planned[0] if config.training.planned else "shard_group"
+        found = nearest_fit(config, cluster, texts, shape, counts)
+        remedy = f"It fits with {found[0]}: {' '.join(found[1].settings())}." if found else "Use more or larger GPUs."
+        raise ConfigError(describe(f"training.{key}", "auto", str(plan.problem), remedy))
+    return plan
 
 
 def best_run(
-    config: RunConfig, cluster: Cluster, texts: Texts | None = None, calibration: Calibration = CALIBRATION
+    config: RunConfig,
+    cluster: Cluster,
+    texts: Texts | None = None,
+    calibration: Calibration = CALIBRATION,
+    shape: Architecture | None = None,
+    counts: ParameterCounts | None = None,
 ) -> RunPlan | None:
     """The fastest plan that fits: shard group (with hpZ), micro-batch, kept tokens, schedule, checkpointing. None: none fits.
 
-    Everything that changes the result of training stays: model, data, batch, steps.
+    Everything that changes the result of training stays: model, data, batch, steps. Nothing is offloaded.
     """
-    search = _Search(Forecaster(config, cluster, texts, calibration))
-    search.forecaster.check()
-    return search.best()
+    forecaster = Forecaster(config, cluster, texts, calibration, shape, counts)
+    forecaster.check()
+    forecaster = replace(forecaster, sharing=Zero(None, None, forecaster.zero.buffers))
+    return Search(forecaster, BUDGETS, _all_places(config, cluster), (False, True)).best()
 
 
-def nearest_fit(config: RunConfig, cluster: Cluster, texts: Texts | None = None) -> tuple[str, RunPlan] | None:
+def explain(plan: RunPlan) -> str:
+    """What was chosen, for which machines and texts, and what it is expected to need: one line a part."""
+    training, once = plan.config.training, plan.kept / plan.rounds
+    largest = sorted(((size, name) for name, size in plan.lines.items()), reverse=True)[:3]
+    kept = training.max_kept_tokens or training.max_tokens_per_micro_batch
+    sharing = f"weights shared by {plan.group} GPUs" if plan.stage == 3 else "a copy of the weights on each GPU"
+    return "\n  ".join(
+        (
+            f"planned for {plan.cluster}, mean query {plan.texts.query:.0f} and passage {plan.texts.passage:.0f} tokens:",
+            f"tokens: {training.max_tokens_per_micro_batch:,} a micro-batch, graphs of {kept:,} kept,"
+            f" {training.max_tokens_per_embedding_batch:,} without gradients; {sharing}",
+            f"memory: {gib(plan.memory)} of {gib(plan.limit)}, most for"
+            f" {', '.join(f'{name} {gib(size)}' for size, name in largest)}",
+            f"schedule: {plan.schedule}, {plan.rounds} micro-batches a step; {once:.0%} of the tokens go through the model once,"
+            " the fastest that fits",
+        )
+    )
+
+
+def for_manifest(plan: RunPlan) -> dict[str, Any]:
+    """What a plan chose of `training.*`, and for what."""
+    training, texts = plan.config.training, plan.texts
+    return {
+        "settings": {**{name: getattr(training, name) for name in BUDGETS}, "shard_group": training.shard_group},
+        "cluster": str(plan.cluster),
+        "text_tokens": {"query": texts.query, "passage": texts.passage},
+        "predicted_bytes": plan.memory,
+        "usable_bytes": plan.limit,
+        "schedule": plan.schedule,
+    }
+
+
+def as_planned(config: RunConfig, manifest: Mapping[str, Any]) -> RunConfig:
+    """The config of a run with the settings that its manifest says were chosen when it started, if any."""
+    chosen = (manifest.get("planned") or {}).get("settings")
+    if not config.training.planned or not isinstance(chosen, dict):
+        return config
+    known = {name: chosen[name] for name in (*BUDGETS, "shard_group") if name in chosen}
+    return config.model_copy(update={"training": config.training.model_copy(update={**known, "planned": ()})})
+
+
+def nearest_fit(
+    config: RunConfig,
+    cluster: Cluster,
+    texts: Texts | None = None,
+    shape: Architecture | None = None,
+    counts: ParameterCounts | None = None,
+) -> tuple[str, RunPlan] | None:
     """What would have to change for the run to fit, least first: its settings, 4-bit weights, more nodes, another GPU."""
     for change, settings, machines in _changes(config, cluster):
-        plan = best_run(settings, machines, texts)
+        same = settings.model.quantization == config.model.quantization
+        plan = best_run(settings, machines, texts, shape=shape, counts=counts if same else None)
         if plan is not None:
             return change, plan
     return None
@@ -68,98 +130,66 @@ def _changes(config: RunConfig, cluster: Cluster) -> Iterator[tuple[str, RunConf
             yield f"a {gpu.name} ({gib(gpu.memory)})", config, replace(cluster, gpu=gpu)
 
 
-def _stage_and_group(forecaster: Forecaster) -> tuple[int, int]:
-    """As the trainer resolves them; where "auto" fits nothing, all GPUs share (which fits best or shows what lacks)."""
-    config, zero, world = forecaster.config, forecaster.zero, forecaster.cluster.world
-    asked = config.training.shard_group
+def _asked(config: RunConfig, cluster: Cluster) -> Cluster:
+    """The cluster with the memory that the config states for what it leaves open."""
+    training, stated = config.training, config.training.gpu_memory_gib
+    if stated is None or not (training.planned or training.shard_group == "auto"):
+        return cluster
+    return replace(cluster, gpu=replace(cluster.gpu, memory=stated * 2**30))
+
+
+def _as_configured(forecaster: Forecaster) -> RunPlan:
+    forecaster.check()
+    if not forecaster.config.training.planned:
+        return forecaster.plan(forecaster.config, *_stage_and_group(forecaster))
+    return _with_budgets(forecaster)
+
+
+def _with_budgets(forecaster: Forecaster) -> RunPlan:
+    """Open budgets, and with them a shard group that is open too, on the machines that a trainer sees.
+
+    It doesn't see the interconnect: the choice is made for the built-in one, so that it is the same whatever is planned for.
+    """
+    config, cluster = forecaster.config, forecaster.cluster
+    places = (_stated_place(forecaster),) if _place_is_stated(forecaster) else _all_places(config, cluster)
+    seen = Cluster(cluster.gpu, cluster.nodes, cluster.gpus_per_node)
+    search = Search(replace(forecaster, cluster=seen), config.training.planned, places, (config.model.gradient_checkpointing,))
+    chosen = search.best() or search.least()
+    training = chosen.config.training
+    if config.training.shard_group == "auto":
+        training = training.model_copy(update={"shard_group": chosen.group})
+    return forecaster.plan(chosen.config.model_copy(update={"training": training}), chosen.stage, chosen.group)
+
+
+def _all_places(config: RunConfig, cluster: Cluster) -> tuple[tuple[int, int], ...]:
+    """ZeRO stage and shard group, smallest group first."""
+    if config.training.engine == "plain":
+        return ((0, 1),)
+    return tuple((2 if group == 1 else 3, group) for group in shard_groups(cluster.world, cluster.gpus_per_node))
+
+
+def _place_is_stated(forecaster: Forecaster) -> bool:
+    return forecaster.zero.stage is not None or forecaster.config.training.shard_group != "auto"
+
+
+def _stated_place(forecaster: Forecaster) -> tuple[int, int]:
+    """ZeRO stage and shard group that JSON and config state."""
+    asked, zero, world = forecaster.config.training.shard_group, forecaster.zero, forecaster.cluster.world
     if zero.stage is not None:
         return zero.stage, (zero.group or world) if zero.stage == 3 else 1
-    if asked is None:
-        rule = f'{config.training.deepspeed} leaves "stage" to it'
-        raise ConfigError(describe("training.shard_group", None, rule, "Set a number of GPUs, or auto."))
-    if isinstance(asked, int):
-        if world % asked:
-            raise ConfigError(describe("training.shard_group", asked, f"must divide the {world} ranks"))
-        return (2 if asked == 1 else 3), asked
-    for group in shard_groups(world, forecaster.cluster.gpus_per_node):
-        stage = 2 if group == 1 else 3
-        if forecaster.memory(config, stage, group) <= forecaster.limit:
-            return stage, group
-    return (3 if world > 1 else 2), world
+    if not isinstance(asked, int):
+        rule = f'{forecaster.config.training.deepspeed} leaves "stage" to it'
+        raise ConfigError(describe("training.shard_group", asked, rule, "Set a number of GPUs, or auto."))
+    if world % asked:
+        divisors = ", ".join(str(group) for group in shard_groups(world, forecaster.cluster.gpus_per_node))
+        remedy = f"Set training.shard_group=auto, or one of {divisors}."
+        raise ConfigError(describe("training.shard_group", asked, f"must divide the {world} ranks", remedy))
+    return (2 if asked == 1 else 3), asked
 
 
-@dataclass(frozen=True)
-class _Search:
-    """Settings of one run, tried one after another."""
-
-    forecaster: Forecaster
-
-    @property
-    def config(self) -> RunConfig:
-        return self.forecaster.config
-
-    def best(self) -> RunPlan | None:
-        found = [self.forecaster.plan(*candidate) for candidate in self._candidates()]
-        large = [plan for plan in found if plan.config.training.max_tokens_per_micro_batch >= min(SMALL, plan.tokens)]
-        return min(large or found, key=lambda plan: (plan.seconds.total, plan.group, plan.memory), default=None)
-
-    def _candidates(self) -> Iterator[tuple[RunConfig, int, int]]:
-        """For each group, with and without checkpointing: large and smaller micro-batches, the rest of the memory kept."""
-        tokens = self.forecaster.tokens(self.config)
-        longest = max(self.config.data.max_query_tokens, self.config.data.max_passage_tokens)
-        plain = self.config.training.engine == "plain"
-        for group in [1] if plain else shard_groups(self.forecaster.cluster.world, self.forecaster.cluster.gpus_per_node):
-            stage = 0 if plain else 2 if group == 1 else 3
-            for checkpointing in (False, True):
-                most = self._largest(self._even(checkpointing), stage, group, tokens, longest)
-                if most is None:
-                    continue
-                for size in sorted({most, *(s for s in (16384, 8192, 4096) if longest <= s < most)}):
-                    kept = self._largest(self._keeping(size, checkpointing), stage, group, tokens, size)
-                    if kept is not None:
-                        yield self._widest_embedding(self._with(size, kept, checkpointing), stage, group), stage, group
-
-    def _even(self, checkpointing: bool) -> Callable[[int], RunConfig]:
-        return lambda size: self._with(size, size, checkpointing)
-
-    def _keeping(self, micro_batch: int, checkpointing: bool) -> Callable[[int], RunConfig]:
-        return lambda kept: self._with(micro_batch, kept, checkpointing)
-
-    def _with(self, micro_batch: int, kept: int, checkpointing: bool) -> RunConfig:
-        longest = max(self.config.data.max_query_tokens, self.config.data.max_passage_tokens)
-        training = self.config.training.model_copy(
-            update={
-                "max_tokens_per_micro_batch": micro_batch,
-                "max_kept_tokens": kept,
-                "max_tokens_per_embedding_batch": max(micro_batch, longest),
-            }
-        )
-        model = self.config.model.model_copy(update={"gradient_checkpointing": checkpointing})
-        return self.config.model_copy(update={"training": training, "model": model})
-
-    def _largest(self, config_of: Callable[[int], RunConfig], stage: int, group: int, tokens: float, least: int) -> int | None:
-        """The largest number of tokens, up to what a rank executes in a step, whose config fits; None: not even `least`."""
-        low, high = math.ceil(least / GRAIN), math.ceil(max(tokens * 1.02, least) / GRAIN)
-
-        def fits(steps: int) -> bool:
-            return self.forecaster.memory(config_of(steps * GRAIN), stage, group) <= self.forecaster.limit
-
-        if not fits(low):
-            return None
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle - 1)
-        return low * GRAIN
-
-    def _widest_embedding(self, config: RunConfig, stage: int, group: int) -> RunConfig:
-        """The pass without gradients in as few micro-batches as the memory of the pass with gradients allows."""
-        start = config.training.max_tokens_per_embedding_batch
-        memory = self.forecaster.memory(config, stage, group)
-        best = config
-        for factor in (8, 4, 2):
-            training = config.training.model_copy(update={"max_tokens_per_embedding_batch": start * factor})
-            wider = config.model_copy(update={"training": training})
-            if self.forecaster.memory(wider, stage, group) <= max(memory, self.forecaster.limit):
-                best = wider
-                break
-        return best
+def _stage_and_group(forecaster: Forecaster) -> tuple[int, int]:
+    """As the trainer resolves them; where "auto" fits nothing, all GPUs share (which fits best or shows what lacks)."""
+    if _place_is_stated(forecaster):
+        return _stated_place(forecaster)
+    places = _all_places(forecaster.config, forecaster.cluster)
+    return next((place for place in places if forecaster.memory(forecaster.config, *place) <= forecaster.limit), places[-1])

@@ -3,6 +3,7 @@
 Knows no metric: what evaluates a model is handed in by the door.
 """
 
+import math
 import platform
 import socket
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hybrid_scale import dist
+from hybrid_scale import dist, gpu
 from hybrid_scale.config import RunConfig, dump_config
 from hybrid_scale.data.prepared import Pairs
 from hybrid_scale.data.sampler import HybridSampler
@@ -25,7 +26,10 @@ from hybrid_scale.errors import ConfigError, describe
 from hybrid_scale.model.load import DTYPES, count_parameters, load_embedder
 from hybrid_scale.model.shape import read_shape
 from hybrid_scale.planning.costs import MemoryNeed, ParameterCounts, memory_need, static_bytes
-from hybrid_scale.planning.forecast import read_zero
+from hybrid_scale.planning.forecast import RunPlan, Texts, mean_tokens
+from hybrid_scale.planning.hardware import Cluster, Gpu, of_device
+from hybrid_scale.planning.planner import as_planned, explain, for_manifest, resolve
+from hybrid_scale.planning.zero import read_zero
 from hybrid_scale.runs import RunDirectory, read_json, write_json
 from hybrid_scale.train import checkpoint, resume
 from hybrid_scale.train.checkpoint import Checkpoints
@@ -138,13 +142,18 @@ def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopR
     if dist.rank() == 0:
         run.set_status("running", world_size=dist.world_size())
     data = open_training_data(config, dist.world_size())
+    asked, machines = config, seen_gpu(config)
+    plan = dist.first_rank_does(lambda: plan_budgets(config, data, machines, dist.world_size(), dist.local_world_size()))
+    config = plan.config if plan else config
     group = dist.first_rank_does(lambda: choose_shard_group(config, data, dist.world_size(), dist.local_world_size()))
-    dist.first_rank_does(lambda: say(describe_run(config, data, dist.world_size(), group)))
-    facts = resume.facts_of(config, data.pairs.fingerprint)
+    dist.first_rank_does(
+        lambda: say("\n".join([*([explain(plan)] if plan else []), describe_run(config, data, dist.world_size(), group)]))
+    )
+    facts = resume.facts_of(asked, data.pairs.fingerprint)
     resumed = checkpoint.resume_point(run)
-    first_step = resume.check(resumed, config, facts) if resumed else 0
-    forced = resume.forced(resumed, config, facts) if resumed else []
-    dist.first_rank_does(lambda: run.adopt(config))
+    first_step = resume.check(resumed, asked, facts) if resumed else 0
+    forced = resume.forced(resumed, asked, facts) if resumed else []
+    dist.first_rank_does(lambda: run.adopt(asked))
     torch.manual_seed(config.run.seed + dist.rank())
     # Before Accelerate: a ZeRO-3 launch makes transformers load into shards, which trained weights can't be put into.
     sharded = zero_stage(config, group) == 3 and dist.world_size() > 1
@@ -159,7 +168,8 @@ def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopR
         say("\n  ".join([f"warning: training.resume_despite: the run goes on after step {first_step} over", *forced]))
     if dist.rank() == 0:
         despite = forced_before(run) + ([{"after_step": first_step, "differences": forced}] if forced else [])
-        write_json(run.manifest_file, {**manifest(config, data), **({"resumed_despite": despite} if despite else {})})
+        chosen = {"planned": for_manifest(plan)} if plan else {}
+        write_json(run.manifest_file, manifest(asked, data) | chosen | ({"resumed_despite": despite} if despite else {}))
     accelerator.init_trackers(config.run.name, {"config": dump_config(config)})
 
     def evaluate_now(step: int | None) -> None:
@@ -225,6 +235,35 @@ def choose_shard_group(config: RunConfig, data: TrainingData, world: int, gpus_p
     return shard_group(config, need, world, gpus_per_node)
 
 
+def seen_gpu(config: RunConfig) -> Gpu | None:
+    """The smallest GPU of all ranks, as its driver reports it; None: nothing is left to the planner. Collective.
+
+    Raises ConfigError where a rank has no GPU and the config states no memory.
+    """
+    training = config.training
+    if not training.planned:
+        return None
+    stated, held = training.gpu_memory_gib, gpu.total_bytes()
+    name = torch.cuda.get_device_name() if gpu.present() else "processor"
+    found = dist.gather_objects((name, held if stated is None else stated * 2**30))
+    if any(memory is None for _, memory in found):
+        rule = f"training.{training.planned[0]}: auto needs a GPU's memory and there is no GPU here"
+        remedy = "State the memory of the GPUs that will train (on CPUs: of a rank), or a number of tokens."
+        raise ConfigError(describe("training.gpu_memory_gib", None, rule, remedy))
+    return of_device(*min(found, key=lambda one: float(one[1])))
+
+
+def plan_budgets(config: RunConfig, data: TrainingData, seen: Gpu | None, world: int, gpus_per_node: int) -> RunPlan | None:
+    """The planner's choice of the token budgets that the config leaves open; None: it leaves none. Raises ConfigError: no fit."""
+    if seen is None:
+        return None
+    node = math.gcd(world, gpus_per_node)
+    limits = config.data.max_query_tokens, config.data.max_passage_tokens
+    query, passage = map(mean_tokens, (data.query_lengths, data.passage_lengths), limits)
+    cluster, texts = Cluster(seen, world // node, node), Texts(query, passage, f"measured: {config.data.train}")
+    return resolve(config, cluster, texts, data.shape, count_parameters(config.model))
+
+
 def describe_run(config: RunConfig, data: TrainingData, world: int, group: int | None) -> str:
     """The derived numbers of a run, for a person: batches, micro-batches, parameters, bytes."""
     first = [plan_step(data, config, world, step) for step in range(min(5, config.training.max_steps))]
@@ -264,6 +303,8 @@ def replay(config: RunConfig, folder: Path) -> str:
     Returns what is not finite: texts, or else trained tensors. Raises RunError for a folder that holds no failure.
     """
     facts = read_json(folder / "batch.json")
+    before = RunDirectory(folder.parent.parent).manifest_file
+    config = as_planned(config, read_json(before) if before.is_file() else {})
     data = open_training_data(config, 1)
     engine = PlainEngine(load_embedder(config.model, config.run.seed, folder / "adapter"), config.optimizer)
     step = plan_step(data, config, 1, facts["step"])
@@ -284,5 +325,7 @@ def replay(config: RunConfig, folder: Path) -> str:
 def dry_run(config: RunConfig, world: int) -> str:
     """Resolved config and derived numbers; opens the data, loads no weights."""
     data = open_training_data(config, world)
+    plan = plan_budgets(config, data, seen_gpu(config), world, min(world, GPUS_PER_NODE))
+    config = plan.config if plan else config
     group = choose_shard_group(config, data, world, min(world, GPUS_PER_NODE))
-    return f"{dump_config(config)}\n{describe_run(config, data, world, group)}"
+    return "\n".join([dump_config(config), *([explain(plan)] if plan else []), describe_run(config, data, world, group)])

@@ -15,10 +15,10 @@ from hybrid_scale.planning.costs import (
     CONTEXT_BYTES,
     MemoryNeed,
     ParameterCounts,
-    ZeroBuffers,
     activation_bytes,
     memory_lines,
 )
+from hybrid_scale.planning.zero import ZeroBuffers
 
 PEFT_Z3 = "huggingface/peft docs/source/accelerate/deepspeed.md"
 PEFT_FSDP = "huggingface/peft docs/source/accelerate/fsdp.md"

@@ -16,10 +16,11 @@ from hybrid_scale.data.partition import Budget, partition
 from hybrid_scale.errors import ConfigError, ModelError
 from hybrid_scale.model.shape import read_shape
 from hybrid_scale.planning.costs import RESERVE
-from hybrid_scale.planning.forecast import Texts, read_zero, text_lengths
+from hybrid_scale.planning.forecast import Texts, text_lengths
 from hybrid_scale.planning.hardware import GPUS, Cluster, find_gpu, make_cluster
 from hybrid_scale.planning.planner import best_run, nearest_fit, plan_run
 from hybrid_scale.planning.speed import Calibration, Work, step_flops, step_seconds
+from hybrid_scale.planning.zero import read_zero
 from hybrid_scale.train.run import choose_shard_group
 from tests.test_floors import BLOCKED, ROOT
 
@@ -191,7 +192,8 @@ def test_deepspeed_json_is_read(tmp_path: Path) -> None:
     path = tmp_path / "zero.json"
     path.write_text(json.dumps({"zero_optimization": zero}))
     found = read_zero(config(training={"deepspeed": str(path), "shard_group": None}))
-    assert (found.stage, found.buffers.live, found.buffers.reduce, found.offloads) == (3, 7e8, 5e8, True)
+    assert (found.stage, found.buffers.live, found.buffers.reduce) == (3, 7e8, 5e8)
+    assert (found.offloads_weights, found.offloads_optimizer) == (True, False)
     plan = plan_run(config(training={"deepspeed": str(path), "shard_group": None}), make_cluster("h100"), TEXTS)
     assert (plan.stage, plan.group) == (3, 8)
     assert any("offload isn't modelled" in note for note in plan.notes)

@@ -14,8 +14,9 @@ from hybrid_scale.config import RunConfig
 from hybrid_scale.errors import HybridScaleError, ModelError
 from hybrid_scale.planning.architecture import find
 from hybrid_scale.planning.forecast import RunPlan
-from hybrid_scale.planning.hardware import ALIASES, GPUS, Cluster, Gpu
-from hybrid_scale.planning.planner import plan_run
+from hybrid_scale.planning.hardware import Cluster, Gpu
+from hybrid_scale.planning.hardware import named_by_driver as gpu_named
+from hybrid_scale.planning.planner import as_planned, plan_run
 from hybrid_scale.study.estimate import COSTLESS
 from hybrid_scale.study.grid import Plan, PlannedRun
 
@@ -41,7 +42,7 @@ def cost(
     found = measured(metrics)
     hours = None if found["training_seconds"] is None else found["training_seconds"] * ranks / 3600
     gpu, why = _gpu(plan, run, device)
-    predicted, why = _predicted(config, run, gpu, ranks) if gpu else (None, why)
+    predicted, why = _predicted(as_planned(config, manifest), run, gpu, ranks) if gpu else (None, why)
     return {
         "size": size(config.model.base),
         **found,
@@ -82,16 +83,6 @@ def size(base: str) -> float | None:
 def is_gpu(device: str | None) -> bool:
     """Whether the manifest names a GPU: NVIDIA's driver puts its maker's name first."""
     return device is not None and bool(re.search(r"nvidia|geforce|tesla|rtx|amd instinct", device.lower()))
-
-
-def gpu_named(device: str) -> Gpu | None:
-    """`NVIDIA A100-SXM4-80GB` -> the planner's a100-80; None: not in its table."""
-    words = re.findall(r"[a-z0-9]+", device.lower())
-    short = next((word for word in words if word in {"a100", "h100", "h200", "l40s", "a6000", "4090"}), None)
-    if short is None:
-        return None
-    name = "a100-40" if short == "a100" and any(word in ("40gb", "40") for word in words) else ALIASES.get(short, short)
-    return GPUS[name]
 
 
 def allocated_gib(plan: RunPlan) -> float:
