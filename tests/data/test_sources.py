@@ -130,10 +130,14 @@ def test_plain_squad_is_refused(tmp_path: Path) -> None:
     plain = paragraph("A.", [[0, 2]])
     del plain["sentence_breaks"]
     write_lareqa(tmp_path / "en.json", [plain])
-    with pytest.raises(DataError, match=r"en\.json: found \"KeyError: 'sentence_breaks'\"; LAReQA's layout is .* Fetch xquad-r"):
+    with pytest.raises(
+        DataError,
+        match=r"en\.json: found \"KeyError: 'sentence_breaks'\"; LAReQA's layout is .* Fetch the files from LAReQA: git clone",
+    ):
         list(xquad_r.read(tmp_path))
-    with pytest.raises(DataError, match="a folder of LAReQA files is needed"):
-        list(xquad_r.read(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="a folder of LAReQA's files is needed"):
+        list(xquad_r.read(tmp_path / "empty"))
 
 
 def test_mlqa_r_reports_what_it_skips(lareqa: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -665,7 +669,7 @@ def test_options_are_typed_by_the_readers_signature() -> None:
 @pytest.mark.parametrize(
     ("source", "given", "message"),
     [
-        ("xquad", {}, "source: found 'xquad'; no such source. Did you mean 'xquad_r'?"),
+        ("xquadr", {}, "source: found 'xquadr'; no such source. Did you mean 'xquad_r'?"),
         ("beir", {}, "source beir: found 'no path'; this source needs it. Give --path."),
         ("pairs", {}, "source pairs: found 'no paths'; this source needs it. Give --path."),
         ("beir", {"path": ["a", "b"]}, "source beir: path: found ['a', 'b']; takes one value."),

@@ -48,6 +48,7 @@ IN_DOMAIN_OF: dict[str, tuple[str, ...]] = {
     "mlqa_r": ("mlqa", "squad"),
     "mr_tydi": ("miracl", "mr_tydi", "tydiqa"),
     "nq": ("nq",),
+    "xquad": ("squad", "xquad"),
     "xquad_r": ("squad", "xquad"),
 }
 """Evaluation set -> sources with its training examples. XQuAD and MLQA have none of their own: both name SQuAD as theirs."""
@@ -57,7 +58,7 @@ OTHER_SOURCES = (
     *("yahoo_qa",),
 )
 """Usual training sources that make no set of the table in-domain."""
-RETRIEVAL_ONLY = ("beir", "beir_set", "belebele", "miracl", "miracl_hard", "mlqa_r", "mr_tydi", "nq", "xquad_r")
+RETRIEVAL_ONLY = ("beir", "beir_set", "belebele", "miracl", "miracl_hard", "mlqa_r", "mr_tydi", "nq", "xquad", "xquad_r")
 """Readers that never give training pairs."""
 SOURCES = frozenset(
     {*IMPLIES, *(name for names in (*IMPLIES.values(), *IN_DOMAIN_OF.values()) for name in names), *OTHER_SOURCES}

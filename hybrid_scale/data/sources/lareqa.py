@@ -3,10 +3,13 @@
 A folder holds `<lang>.json` or `<lang>.json.gz`. Candidates are all sentences of all paragraphs; questions with one id
 are translations of each other; a query is judged against the answer sentences of its question in every language.
 A question that a language doesn't have gets no judgment there (counted per language pair by `data.summary`).
+The files come from github.com/google-research-datasets/lareqa, or, by its id, from any repository of data sets on the Hub that
+holds them as they are. The Hub's known copies of XQuAD, XQuAD-R and MLQA lack `sentence_breaks`: no candidates without them.
 Knows no metric and doesn't split sentences itself.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,22 @@ from typing import Any
 from hybrid_scale.data.records import Bad, Judgment, Passage, Query, Record, open_text
 from hybrid_scale.data.sources.common import require_languages
 from hybrid_scale.errors import DataError, describe
+
+WITHOUT_BREAKS = (
+    *("google/xquad", "google-research-datasets/xquad_r", "mteb/XQuADRetrieval", "SEACrowd/xquadr", "xquad", "xquad_r"),
+    *("facebook/mlqa", "mteb/MLQARetrieval", "mlqa"),
+)
+"""Repositories of the Hub whose rows are paragraphs, questions and answers alone."""
+GET = "git clone https://github.com/google-research-datasets/lareqa"
+WHERE = {
+    "xquad-r": f"{GET}, then --path lareqa/xquad-r. Whole paragraphs can be read from the Hub: source xquad.",
+    "mlqa-r": (
+        f"{GET}; its head holds XQuAD-R alone, its issue 1 names the commit with MLQA-R: git -C lareqa checkout "
+        "354d67d1cd066854cdfbf5ad0e6105528976141d, then --path lareqa/mlqa-r."
+    ),
+}
+"""Folder of LAReQA's repository -> how to get it."""
+LANGUAGE = re.compile(r"[a-z]{2,3}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,39 +54,65 @@ class _Paragraph:
         return None
 
 
-def read_lareqa(path: Path, languages: tuple[str, ...] = (), with_context: bool = False) -> Iterator[Record]:
+def read_lareqa(
+    name: str, path: Path, languages: tuple[str, ...] = (), with_context: bool = False, revision: str = ""
+) -> Iterator[Record]:
     """Passages `lang:pNNNN:sNN` (paragraphs counted over the file), queries `lang:<question id>`, then judgments.
 
-    with_context: append a line break and the paragraph to each sentence, the second input of LAReQA's own models.
+    name: `xquad-r` or `mlqa-r`, the folder in LAReQA's repository. path: that folder or the one that holds it, or the id of a
+    repository of the Hub with either, at `revision`. with_context: append a line break and the paragraph to each sentence, the
+    second input of LAReQA's own models.
     Several answers of a question: each answer's sentence is relevant. An answer that starts in no sentence makes its
-    question Bad in that language. Raises DataError: no such folder or language, not LAReQA's layout.
+    question Bad in that language. Raises DataError: no such folder, repository or language, not LAReQA's layout.
     """
     asked: dict[tuple[str, str], str] = {}
     answers: dict[str, list[str]] = {}
-    for lang, file in _files(path, languages).items():
+    for lang, file in _files(name, path, languages, revision).items():
         for paragraph in _paragraphs(lang, file):
             yield from _passages(lang, paragraph, with_context)
             for question in paragraph.questions:
-                name, sentences = str(question["id"]), _answer_sentences(paragraph, question)
+                number, sentences = str(question["id"]), _answer_sentences(paragraph, question)
                 if isinstance(sentences, Bad):
                     yield sentences
                     continue
-                yield Query(paragraph.where, f"{lang}:{name}", lang, str(question["question"]).strip(), name)
-                if (lang, name) not in asked:
-                    asked[lang, name] = paragraph.where
-                    answers.setdefault(name, []).extend(sentences)
-    for (lang, name), where in asked.items():
-        for sentence in answers[name]:
-            yield Judgment(where, f"{lang}:{name}", sentence, 1)
+                yield Query(paragraph.where, f"{lang}:{number}", lang, str(question["question"]).strip(), number)
+                if (lang, number) not in asked:
+                    asked[lang, number] = paragraph.where
+                    answers.setdefault(number, []).extend(sentences)
+    for (lang, number), where in asked.items():
+        for sentence in answers[number]:
+            yield Judgment(where, f"{lang}:{number}", sentence, 1)
 
 
-def _files(path: Path, languages: tuple[str, ...]) -> dict[str, Path]:
-    files = sorted([*path.glob("*.json"), *path.glob("*.json.gz")])
-    found = {file.name.partition(".")[0]: file for file in files}
+def _files(name: str, path: Path, languages: tuple[str, ...], revision: str) -> dict[str, Path]:
+    """Language -> file."""
+    folder = path if path.is_dir() else _from_hub(name, path.as_posix(), revision)
+    folder = folder / name if (folder / name).is_dir() else folder
+    files = sorted([*folder.glob("*.json"), *folder.glob("*.json.gz")])
+    found = {code: file for file in files if LANGUAGE.fullmatch(code := file.name.partition(".")[0])}
     if not found:
-        raise DataError(describe(str(path), "no <lang>.json or <lang>.json.gz", "a folder of LAReQA files is needed"))
+        rule = "a folder of LAReQA's files is needed"
+        raise DataError(describe(str(path), "no <lang>.json or <lang>.json.gz", rule, WHERE[name]))
     require_languages(str(path), languages, set(found))
     return {lang: file for lang, file in found.items() if not languages or lang in languages}
+
+
+def _from_hub(name: str, repository: str, revision: str) -> Path:
+    """The JSON files of a repository of the Hub, as they lie in the local cache. Raises DataError: it can't be had."""
+    if repository in WITHOUT_BREAKS:
+        raise DataError(
+            describe(repository, "no sentence_breaks", "candidates are the sentences that LAReQA published", WHERE[name])
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        wanted = ["*.json", "*.json.gz"]
+        return Path(snapshot_download(repository, repo_type="dataset", revision=revision or None, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        rule = "neither a folder nor a repository of data sets on the Hub that can be read"
+        raise DataError(describe(repository, found, rule, WHERE[name])) from error
 
 
 def _paragraphs(lang: str, file: Path) -> Iterator[_Paragraph]:
@@ -84,7 +129,7 @@ def _paragraphs(lang: str, file: Path) -> Iterator[_Paragraph]:
             sentences = _sentences(paragraph, breaks)
             yield _Paragraph(f"{file}: {name}", name, paragraph["context"].strip(), breaks, sentences, _questions(paragraph))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        remedy = "Fetch xquad-r or mlqa-r from github.com/google-research-datasets/lareqa."
+        remedy = f"Fetch the files from LAReQA: {GET}"
         rule = "LAReQA's layout is data[].paragraphs[] with context, qas[] and sentence_breaks[]"
         raise DataError(describe(str(file), f"{type(error).__name__}: {error}", rule, remedy)) from None
 

@@ -10,6 +10,6 @@ from hybrid_scale.data.records import Record
 from hybrid_scale.data.sources.lareqa import read_lareqa
 
 
-def read(path: Path, languages: tuple[str, ...] = (), with_context: bool = False) -> Iterator[Record]:
-    """The folder `mlqa-r` of github.com/google-research-datasets/lareqa; options as in `lareqa.read_lareqa`."""
-    return read_lareqa(path, languages, with_context)
+def read(path: Path, languages: tuple[str, ...] = (), with_context: bool = False, revision: str = "") -> Iterator[Record]:
+    """The folder `mlqa-r` of LAReQA's repository, or an id of the Hub; options as in `lareqa.read_lareqa`."""
+    return read_lareqa("mlqa-r", path, languages, with_context, revision)

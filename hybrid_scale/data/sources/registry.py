@@ -21,6 +21,7 @@ from hybrid_scale.data.sources import (
     mmarco,
     mr_tydi,
     pairs,
+    xquad,
     xquad_r,
 )
 from hybrid_scale.errors import ConfigError, describe, nearest
@@ -41,6 +42,7 @@ READERS: dict[str, Reader] = {
     "mr_tydi": mr_tydi.read,
     "nq": beir.read,
     "pairs": pairs.read,
+    "xquad": xquad.read,
     "xquad_r": xquad_r.read,
 }
 
