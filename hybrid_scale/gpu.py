@@ -21,7 +21,9 @@ def take(local_rank: int) -> None:
     """Make GPU `local_rank` of this machine ours, before anything is put on one; later threads start on GPU 0 nevertheless.
 
     float32 products are made of float32 numbers: TF32 has 10 bits of mantissa, and the loss, its gradient and the certificate of
-    the search count on 23. HS_DETERMINISTIC=1 takes torch's repeatable kernels where it has them, which are slower.
+    the search count on 23. Attention doesn't go to cuDNN, which torch prefers on H100 and B200: it builds a plan for each new
+    shape, up to a second (reported for a B200), and micro-batches never repeat theirs. HS_DETERMINISTIC=1 takes torch's
+    repeatable kernels where it has them, which are slower.
     Raises RunError: more processes than GPUs.
     """
     if os.environ.get("HS_DETERMINISTIC", "0") != "0":
@@ -32,6 +34,7 @@ def take(local_rank: int) -> None:
         return
     os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # for faiss too, whose cuBLAS isn't torch's
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.enable_cudnn_sdp(False)
     count = torch.cuda.device_count()
     if local_rank >= count:
         rule = f"this process sees {count} GPUs, and each process needs one of its own"

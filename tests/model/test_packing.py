@@ -74,7 +74,7 @@ GRADIENT = 1e-5
 @pytest.fixture(autouse=True)
 def padding_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups as on a GPU; on a CPU they hold texts of one length only."""
-    monkeypatch.setitem(packing.WASTE, "cpu", packing.WASTE["cuda"])
+    monkeypatch.setitem(packing.WASTE, "cpu", packing.WASTE["gpu"])
 
 
 @pytest.fixture(scope="module")
