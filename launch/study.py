@@ -71,6 +71,9 @@ def main() -> int:
     except HybridScaleError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:  # a full or read-only file system, no right to write
+        print(f"{error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 

@@ -21,6 +21,8 @@ from hybrid_scale.statistics import FEWEST_SEEDS, MARGIN, RESAMPLES
 from hybrid_scale.study.grid import Plan, PlannedRun, flat
 from hybrid_scale.study.report import figures, svg, tables
 from hybrid_scale.study.report.plots import Look, Plot, looks
+from hybrid_scale.study.report.scores_table import Group, headline
+from hybrid_scale.study.results import frames
 from hybrid_scale.study.results.answers import Answer, answers
 from hybrid_scale.study.results.collect import Collected, collect, strangers, warnings, write_tables
 from hybrid_scale.study.results.comparisons import ALPHA, Comparison, cautions, compare
@@ -56,7 +58,7 @@ class Task:
     anchor: str
     about: str
     metrics: tuple[Metric, ...]
-    groups: tuple[tables.Group, ...]
+    groups: tuple[Group, ...]
     panels: tuple[figures.Panel, ...]
     data: pd.DataFrame
     multilingual: bool
@@ -76,9 +78,9 @@ def report(plan: Plan) -> Path:
     judged = Judged.of(plan, collected)
     write_tables(plan, collected)
     for name, table in (
-        ("comparisons.csv", tables.comparison_data(judged.comparisons)),
-        ("trends.csv", tables.trend_data(judged.trends)),
-        ("power_laws.csv", tables.law_data(judged.laws)),
+        ("comparisons.csv", frames.comparisons_frame(judged.comparisons)),
+        ("trends.csv", frames.trends_frame(judged.trends)),
+        ("power_laws.csv", frames.laws_frame(judged.laws)),
     ):
         with atomic_path(plan.directory / name) as beside:
             table.to_csv(beside, index=False)
@@ -153,12 +155,12 @@ def _task(plan: Plan, collected: Collected, judged: Judged, name: str, position:
         anchor=key,
         about=_about(plan, name),
         metrics=metrics,
-        groups=tables.headline(found, metrics, start),
+        groups=headline(found, metrics, start),
         panels=figures.panels(collected, name, key, found, metrics, start, look),
-        data=tables.means(found),
+        data=frames.means(found),
         multilingual=crosses_languages(found),
         compared=tables.comparison_table(f"{key}-compared", compared) if compared else None,
-        cautions=tuple(cautions(compared)),
+        cautions=tuple(cautions(compared, found)),
         by_size=figures.by_size(key, compared, look),
         turned=tables.trend_table(f"{key}-turned", turned) if turned else None,
         fitted=tables.law_table(f"{key}-fitted", fitted) if fitted else None,

@@ -1,11 +1,10 @@
-"""Rows of the report's tables, and the same as data to download.
+"""The report's sortable tables: comparisons, slopes over size, power laws, cost, predicted against measured.
 
-Formats numbers; computes none. Knows no HTML.
+Formats numbers; computes none. What a table's link downloads is made by frames.py. Knows no HTML.
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +15,8 @@ from hybrid_scale.study.clock import clock
 from hybrid_scale.study.results.answers import in_words
 from hybrid_scale.study.results.comparisons import Comparison
 from hybrid_scale.study.results.crossed import Crossed
-from hybrid_scale.study.results.findings import Finding, findings
+from hybrid_scale.study.results.frames import comparisons_frame, costs_frame, laws_frame, trends_frame
 from hybrid_scale.study.results.scaling import Law, Priced
-from hybrid_scale.study.results.scores import Arm, Metric, Score
 from hybrid_scale.study.results.trends import Trend
 from hybrid_scale.study.results.usage import COST_COLUMNS
 
@@ -53,86 +51,6 @@ class Table:
         return [False, *found[1:]]
 
 
-@dataclass(frozen=True)
-class Row:
-    name: str
-    kind: str
-    seeds: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Arms that may be compared: rows of the headline table and what they show."""
-
-    label: str
-    rows: tuple[Row, ...]
-    findings: tuple[Finding, ...]
-
-
-def headline(found: Sequence[Arm], metrics: Sequence[Metric], start: Mapping[str, Mapping[str, Score]]) -> tuple[Group, ...]:
-    by_label: dict[str, list[Arm]] = defaultdict(list)
-    for arm in found:
-        by_label[arm.group].append(arm)
-    return tuple(
-        Group(_label(label, members), _rows(members, metrics, start.get(label, {})), tuple(findings(members)))
-        for label, members in by_label.items()
-    )
-
-
-def _label(group: str, members: Sequence[Arm]) -> str:
-    size = members[0].size
-    return f"{group} ({in_words(size)} parameters)" if group.startswith("model ") and size else group
-
-
-def _rows(found: Sequence[Arm], metrics: Sequence[Metric], start: Mapping[str, Score]) -> tuple[Row, ...]:
-    best = {metric.key: _best(found, metric) for metric in metrics}
-    rows = [
-        Row(
-            arm.name,
-            arm.kind,
-            f"{_finished(arm)} of {arm.runs}",
-            tuple(_cell(arm.scores.get(metric.key), metric, best[metric.key]) for metric in metrics),
-        )
-        for arm in found
-    ]
-    if start:
-        # Without a spread: before the first step runs of one base differ by rounding alone.
-        before = tuple(Cell(_cell(start.get(metric.key), metric, None).text) for metric in metrics)
-        rows.append(Row("untrained", "before step 1", "", before))
-    return tuple(rows)
-
-
-def _finished(arm: Arm) -> int:
-    return max((len(score.by_seed) for score in arm.scores.values()), default=0)
-
-
-def _best(found: Sequence[Arm], metric: Metric) -> float | None:
-    means = [arm.scores[metric.key].mean for arm in found if metric.key in arm.scores]
-    if len({metric.show(mean) for mean in means}) < 2:
-        return None
-    return max(means) if metric.higher_is_better else min(means)
-
-
-def _cell(score: Score | None, metric: Metric, best: float | None) -> Cell:
-    if score is None:
-        return Cell(NOTHING)
-    spread = metric.show(score.deviation) if score.deviation is not None and score.extent > 0 else ""
-    shown = metric.show(score.mean)
-    return Cell(shown, spread, best is not None and shown == metric.show(best))
-
-
-def means(found: Sequence[Arm]) -> pd.DataFrame:
-    """All metrics of all arms and seeds, for the download below the headline table."""
-    rows = [
-        {"group": arm.group, "arm": arm.name, "kind": arm.kind, "seed": seed, "metric": metric, "value": value}
-        for arm in found
-        for metric, score in arm.scores.items()
-        for seed, value in score.by_seed.items()
-    ]
-    return pd.DataFrame(rows, columns=["group", "arm", "kind", "seed", "metric", "value"])
-
-
 # ------------------------------------------------------------------------------------------------------------ comparisons
 
 
@@ -161,16 +79,20 @@ def comparison_table(key: str, found: Sequence[Comparison]) -> Table:
             Cell(each.rival),
             Cell(each.metric.label),
             Cell(f"{each.difference:+.{each.metric.decimals}f}"),
-            Cell(_bounds(each.interval, each.metric.decimals)),
-            Cell(_p(each.test.p if each.test else None)),
-            Cell(_p(each.adjusted)),
+            *_tested(each),
             Cell(_seeds(each), sort=str(each.seeds.count)),
             Cell(_both(each.both, each.metric.decimals)),
             Cell(each.outcome),
         ]
         for each in found
     ]
-    return Table(key, "Hybrid arms minus single arms", COMPARED, rows, comparison_data(found))
+    return Table(key, "Hybrid arms minus single arms", COMPARED, rows, comparisons_frame(found))
+
+
+def _tested(each: Comparison | Trend) -> list[Cell]:
+    """Interval over questions, p, p after Holm."""
+    interval = _bounds(each.interval, each.metric.decimals)
+    return [Cell(interval), Cell(_p(each.test.p if each.test else None)), Cell(_p(each.adjusted))]
 
 
 def _bounds(interval: Interval | None, places: int) -> str:
@@ -196,37 +118,6 @@ def _seeds(each: Comparison) -> str:
     return f"{each.seeds.count}: [{each.seeds.low:+.{places}f}, {each.seeds.high:+.{places}f}]"
 
 
-def comparison_data(found: Sequence[Comparison]) -> pd.DataFrame:
-    rows = [
-        {
-            "task": each.task,
-            "group": each.group,
-            "model": each.model,
-            "parameters": each.size,
-            "arm": each.arm,
-            "rival": each.rival,
-            "measure": each.metric.key,
-            "difference": each.difference,
-            "low": each.interval.low if each.interval else None,
-            "high": each.interval.high if each.interval else None,
-            "interval": each.interval.method if each.interval else None,
-            "questions": each.test.clusters if each.test else None,
-            "p": each.test.p if each.test else None,
-            "p_holm": each.adjusted,
-            "seeds": each.seeds.count,
-            "seeds_sd": each.seeds.sd,
-            "seeds_low": each.seeds.low,
-            "seeds_high": each.seeds.high,
-            "both_low": each.both.interval()[0] if each.both else None,
-            "both_high": each.both.interval()[1] if each.both else None,
-            "verdict": each.outcome,
-            "refusal": each.refusal,
-        }
-        for each in found
-    ]
-    return pd.DataFrame(rows)
-
-
 # ----------------------------------------------------------------------------------------------------------------- trends
 
 TURNED = (
@@ -243,9 +134,7 @@ def trend_table(key: str, found: Sequence[Trend]) -> Table:
             Cell(each.metric.label),
             Cell(str(len(each.sizes))),
             Cell(f"{each.slope:+.{each.metric.decimals}f}"),
-            Cell(_bounds(each.interval, each.metric.decimals)),
-            Cell(_p(each.test.p if each.test else None)),
-            Cell(_p(each.adjusted)),
+            *_tested(each),
             Cell(_both(each.both, each.metric.decimals)),
             Cell(each.outcome if not each.refusal else f"not tested: {each.refusal}"),
         ]
@@ -253,34 +142,8 @@ def trend_table(key: str, found: Sequence[Trend]) -> Table:
     ]
     if len({each.series for each in found}) > 1:
         rows = [[Cell(each.series or NOTHING), *row] for each, row in zip(found, rows, strict=True)]
-        return Table(key, "Differences over model size", ("series", *TURNED), rows, trend_data(found))
-    return Table(key, "Differences over model size", TURNED, rows, trend_data(found))
-
-
-def trend_data(found: Sequence[Trend]) -> pd.DataFrame:
-    rows = [
-        {
-            "task": each.task,
-            "series": each.series,
-            "arm": each.arm,
-            "rival": each.rival,
-            "measure": each.metric.key,
-            "sizes": len(each.sizes),
-            "smallest": min(each.sizes),
-            "largest": max(each.sizes),
-            "slope_per_tenfold": each.slope,
-            "low": each.interval.low if each.interval else None,
-            "high": each.interval.high if each.interval else None,
-            "p": each.test.p if each.test else None,
-            "p_holm": each.adjusted,
-            "both_low": each.both.interval()[0] if each.both else None,
-            "both_high": each.both.interval()[1] if each.both else None,
-            "verdict": each.outcome,
-            "refusal": each.refusal,
-        }
-        for each in found
-    ]
-    return pd.DataFrame(rows)
+        return Table(key, "Differences over model size", ("series", *TURNED), rows, trends_frame(found))
+    return Table(key, "Differences over model size", TURNED, rows, trends_frame(found))
 
 
 # ------------------------------------------------------------------------------------------------------------------- laws
@@ -311,29 +174,7 @@ def law_table(key: str, found: Sequence[Law]) -> Table:
                 Cell(law.refusal or NOTHING),
             ]
         )
-    return Table(key, "Power laws", FITTED, rows, law_data(found))
-
-
-def law_data(found: Sequence[Law]) -> pd.DataFrame:
-    rows = [
-        {
-            "task": each.task,
-            "series": each.series,
-            "arm": each.arm,
-            "quantity": each.quantity,
-            "parameters": size,
-            "value": value,
-            "left_out_prediction": next((out.predicted for out in each.law.left_out if out.size == size), None),
-            "factor": each.law.factor,
-            "exponent": each.law.exponent,
-            "low": each.law.low,
-            "high": each.law.high,
-            "refusal": each.law.refusal,
-        }
-        for each in found
-        for size, value in zip(each.law.sizes, each.law.values, strict=True)
-    ]
-    return pd.DataFrame(rows)
+    return Table(key, "Power laws", FITTED, rows, laws_frame(found))
 
 
 # ------------------------------------------------------------------------------------------------------------------- cost
@@ -364,9 +205,7 @@ def cost_table(key: str, found: Sequence[Priced], gpu: bool) -> Table:
         ]
         for each in found
     ]
-    columns = ("model", "arm", "device_hours", "by_hours", "peak_gib", "by_memory", "quality")
-    data = [{name: getattr(each, name) for name in columns} | {"measure": each.metric.key} for each in found]
-    return Table(key, "Quality and cost", heads, rows, pd.DataFrame(data))
+    return Table(key, "Quality and cost", heads, rows, costs_frame(found))
 
 
 FORECAST = (

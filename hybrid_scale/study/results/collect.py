@@ -4,8 +4,7 @@ Every run of the plan appears, whatever became of it: what can't be read or cont
 other run suffers. Knows neither how runs are started nor how results are shown.
 """
 
-import json
-import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +19,15 @@ from hybrid_scale.study.evaluation import failures
 from hybrid_scale.study.grid import Plan, PlannedRun
 from hybrid_scale.study.groups import groups
 from hybrid_scale.study.jobs.state import read_status
-from hybrid_scale.study.results.queries import contradiction, read_queries
+from hybrid_scale.study.results.evaluations import VALUE_COLUMNS, evaluation_rows
 from hybrid_scale.study.results.usage import COST_COLUMNS, cost
 
-VALUE_COLUMNS = ("run", "task", "step", "final", "metric", "language", "passage_language", "value", "doubt")
 CURVE_COLUMNS = ("run", "step", "loss", "learning_rate", "gradient_norm", "seconds")
-MATRICES = ("map_matrix", "top1_language_matrix")
 NUMBERS = ("alpha", "size", "lora_rank", *(name for name, kind in COST_COLUMNS.items() if kind is float))
 """Columns of `runs` that are float64 even where no run has one."""
+CHANGED = (
+    "started with other settings than the study file has now; shown as it was started, beside runs of the same settings alone"
+)
 TEXTS = ("model", "data", "reason", "notes", "device", "not_predicted")
 """Columns of `runs` that are strings even where no run has one."""
 
@@ -56,10 +56,17 @@ class _Read:
     broken: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the training data; "" where the run hasn't noted it."""
+        data = self.manifest.get("data")
+        return str(data.get("fingerprint") or "") if isinstance(data, dict) else ""
+
 
 def collect(plan: Plan) -> Collected:
     """Read every run of the plan. What is wrong with a run is in its row: `status` "broken" with its `reason`, or `notes`."""
     found = [_read(plan, run) for run in plan.runs]
+    _doubt_other_data(found)
     labels = groups(plan, [read.config for read in found])
     rows = [_run_row(plan, run, read, group, series) for run, read, (group, series) in zip(plan.runs, found, labels, strict=True)]
     values = [row for read in found for row in read.values]
@@ -111,9 +118,26 @@ def _read(plan: Plan, run: PlannedRun) -> _Read:
     if directory.manifest_file.exists():
         read.manifest = _or(read.broken, lambda: _manifest(directory), {})
     for file in sorted(directory.evaluations.glob("*.json")):
-        read.values += _or(read.notes, lambda file=file: _evaluation_rows(run, file, read.notes), [])  # type: ignore[misc]
+        read.values += _or(read.notes, lambda file=file: evaluation_rows(run.id, file, read.notes), [])  # type: ignore[misc]
     read.notes += list(_missing(plan, run, read))
     return read
+
+
+def _doubt_other_data(found: Sequence[_Read]) -> None:
+    """Runs of one training folder whose content isn't that of most of them: their values don't count, and it is said."""
+    prints: dict[str, Counter[str]] = defaultdict(Counter)
+    for read in found:
+        if read.fingerprint:
+            prints[read.config.data.train][read.fingerprint] += 1
+    for read in found:
+        usual = prints[read.config.data.train].most_common(1)
+        if read.fingerprint and read.fingerprint != usual[0][0]:
+            doubt = (
+                f"trained on other data than {usual[0][1]} runs of {read.config.data.train} (fingerprint {read.fingerprint[:8]}"
+            )
+            doubt += f" for {usual[0][0][:8]}); its results don't count"
+            read.notes.append(doubt)
+            read.values = [{**row, "doubt": row["doubt"] or doubt} for row in read.values]
 
 
 def _or(faults: list[str], reader: Callable[[], Any], otherwise: Any) -> Any:
@@ -194,65 +218,17 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------------------------ evaluations
-
-
-def _evaluation_rows(run: PlannedRun, file: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """Raises RunError: not an evaluation file. Doubts about it are added to `notes` and stand in its rows."""
-    content = read_json(file)
-    try:
-        final = file.stem == content["task"]
-        if not final and file.stem != f"{content['task']}.step-{content['step']}":
-            raise ValueError(f"the file says it is of task {content['task']}, step {content.get('step')}")
-        about = {"run": run.id, "task": content["task"], "step": content.get("step"), "final": final}
-        measured = list(_measured(content))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RunError(describe(str(file), error, "not an evaluation file", "Evaluate the run again.")) from None
-    doubt = _doubt(file, content) if final else None
-    if doubt:
-        notes.append(doubt)
-    return [{**about, **row, "doubt": doubt} for row in measured]
-
-
-def _doubt(file: Path, content: Mapping[str, Any]) -> str | None:
-    """Why the means of `file` must not count: they aren't those of the single queries beside it."""
-    table = file.with_suffix(".parquet")
-    if not table.exists():
-        return None
-    try:
-        return contradiction(content, read_queries(table), file.name)
-    except RunError:
-        return None  # the comparisons tell it: the means themselves may be right
-
-
-def _measured(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for metric, value in content["metrics"].items():
-        yield _value(metric, value)
-    for metric, by_language in (content.get("by_language") or {}).items():
-        for language, value in by_language.items():
-            yield _value(metric, value, language)
-    for name in MATRICES:
-        if matrix := content.get(name):
-            for of_query, row in zip(matrix["query_languages"], matrix["values"], strict=True):
-                for of_passage, value in zip(matrix["passage_languages"], row, strict=True):
-                    yield _value(name, value, of_query, of_passage)
-
-
-def _value(metric: str, value: Any, language: str | None = None, passage_language: str | None = None) -> dict[str, Any]:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
-        raise ValueError(f"{metric} is {json.dumps(value)}, not a finite number")
-    if value is not None and not 0 <= value <= (math.inf if metric.startswith("rank_distance") else 1 + 1e-9):
-        raise ValueError(f"{metric} is {value}, outside of what it can be")
-    return {"metric": metric, "language": language, "passage_language": passage_language, "value": value}
+# ------------------------------------------------------------------------------------------------------------- what is told
 
 
 def warnings(runs: pd.DataFrame) -> Sequence[tuple[str, str]]:
     """(run, what is wrong with it) for each run whose numbers are missing, or must be read with care."""
-    told = runs[(runs["status"] != "done") | runs["notes"].notna()]
+    told = runs[(runs["status"] != "done") | runs["notes"].notna() | runs["changed"]]
     return [(str(row["run"]), _said(row)) for row in told.to_dict("records")]
 
 
 def _said(row: Mapping[Any, Any]) -> str:
     parts = [] if row["status"] == "done" else [f"{row['status']} at step {row['steps']} of {row['max_steps']}"]
     parts += [str(row[key]).rstrip(".") for key in ("reason", "notes") if isinstance(row[key], str) and row[key]]
+    parts += [CHANGED] if row["changed"] else []
     return ". ".join(parts)

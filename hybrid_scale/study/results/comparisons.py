@@ -62,6 +62,8 @@ class Comparison:
     metric: Metric
     seeds: Spread
     """Differences of the seeds that both have finished."""
+    alone: tuple[int, ...] = ()
+    """Seeds that only one of both has finished: they have no part in it."""
     interval: Interval | None = None
     test: Test | None = None
     adjusted: float | None = None
@@ -143,7 +145,7 @@ def _compared(pair: _Pair, reader: "_Reader", resamples: int) -> Comparison:
     ours, theirs = hybrid.scores[key].by_seed, rival.scores[key].by_seed
     spread = seed_spread([ours[seed] - theirs[seed] for seed in pair.seeds])
     names = (pair.task, hybrid.group, hybrid.series, hybrid.model, hybrid.size, hybrid.name, rival.name, rival.kind)
-    means = Comparison(*names, pair.metric, spread)
+    means = Comparison(*names, pair.metric, spread, tuple(sorted(set(ours) ^ set(theirs))))
     try:
         runs = [(hybrid.run_of[seed], rival.run_of[seed]) for seed in pair.seeds]
         by_seed = reader.differences(pair.task, runs, key)
@@ -249,9 +251,44 @@ def linear(values: Clusters) -> Clusters:
     return Clusters(means, means * 0 + 1.0)
 
 
-def cautions(comparisons: Sequence[Comparison]) -> list[str]:
-    """What must be said beside the table, once each."""
+def uncompared(every: Sequence[Arm]) -> list[str]:
+    """Pairs of one task, each in words, that no comparison has, because no seed of both is finished."""
+    found = []
+    for group in dict.fromkeys(arm.group for arm in every):
+        members = [arm for arm in every if arm.group == group]
+        hybrids, rivals = ([arm for arm in members if arm.kind in kinds] for kinds in (("hybrid",), RIVALS))
+        for hybrid, rival in itertools.product(hybrids, rivals):
+            if not seeds_of(hybrid) & seeds_of(rival):
+                found.append(_pair_in_words(hybrid.name, rival.name, group))
+    return found
+
+
+def _pair_in_words(arm: str, rival: str, group: str) -> str:
+    return f"{arm} minus {rival}" + (f" ({group})" if group else "")
+
+
+def _some(found: Sequence[str], most: int = 4) -> str:
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
+
+
+def seeds_of(arm: Arm) -> set[int]:
+    """Seeds with a score that counts."""
+    return {seed for score in arm.scores.values() for seed in score.by_seed}
+
+
+def cautions(comparisons: Sequence[Comparison], every: Sequence[Arm] = ()) -> list[str]:
+    """What must be said beside the table of one task with these arms, once each."""
     said = [each.refusal for each in comparisons if each.refusal]
+    absent = uncompared(every)
+    if absent:
+        said.append(f"not compared, as no seed of both arms is finished: {_some(absent)}")
+    alone = dict.fromkeys(
+        f"{_pair_in_words(each.arm, each.rival, each.group)} without seed {', '.join(map(str, each.alone))}"
+        for each in comparisons
+        if each.alone
+    )
+    if alone:
+        said.append(f"seeds that only one of both arms has finished are left out: {_some(list(alone))}")
     few = [each for each in comparisons if each.seeds.count < FEWEST_SEEDS]
     if few:
         counts = sorted({each.seeds.count for each in few})

@@ -113,7 +113,7 @@ def test_failed_runs_are_shown_and_text_is_escaped(tmp_path: Path) -> None:
     assert "<script>alert" not in html
     assert "<b>bold</b>" not in html
     text = squeezed(Page(html).text)
-    assert "6 of 8 runs are not finished or not whole." in text
+    assert "6 of 8 runs are not finished, not whole or not as planned." in text
     assert "cross.seed-0: failed at step 5 of 20. <script>alert('x')</script> & more" in text
     assert "0 of 2" in text
     assert "can't be judged" in text

@@ -194,3 +194,26 @@ def test_folders_outside_the_study_are_told(tmp_path: Path) -> None:
 def test_the_study_floor_needs_no_torch() -> None:
     code = "import sys; import hybrid_scale.study.report.page, launch.study; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True)
+
+
+def test_a_run_on_other_data_is_told_and_doesnt_count(tmp_path: Path) -> None:
+    plan = fabricated(tmp_path, SCORES, seeds=[0, 1])
+    for run in plan.runs:
+        other = run.id == "cross.seed-1"
+        file = RunDirectory(run.directory).manifest_file
+        write_json(file, read_json(file) | {"data": {"fingerprint": "beef0000" if other else "f00d0000"}})
+    collected = collect(plan)
+    ((run, told),) = warnings(collected.runs)
+    assert run == "cross.seed-1"
+    assert told == "trained on other data than 7 runs of data/pairs (fingerprint beef0000 for f00d0000); its results don't count"
+    by_seed = {arm.name: set(arm.scores["mono_map"].by_seed) for arm in arms(collected, "xquad_r")}
+    assert by_seed == {"mono": {0, 1}, "cross": {0}, "hybrid": {0, 1}, "mixed": {0, 1}}
+
+
+def test_a_changed_run_is_told_at_the_top(tmp_path: Path) -> None:
+    plan = fabricated(tmp_path, SCORES, seeds=[0])
+    later = plan_study(Path(plan.source), ["optimizer.learning_rate=5e-5"])
+    assert len(warnings(collect(plan).runs)) == 0
+    assert {told.split(";")[0] for _, told in warnings(collect(later).runs)} == {
+        "started with other settings than the study file has now"
+    }

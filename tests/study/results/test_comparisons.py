@@ -9,9 +9,9 @@ from hybrid_scale.runs import RunDirectory, read_json, write_json
 from hybrid_scale.statistics import Clusters, bootstrap, cluster, holm, seed_spread, sign_flip_test
 from hybrid_scale.study.grid import Plan
 from hybrid_scale.study.results.collect import collect
-from hybrid_scale.study.results.comparisons import PER_TEST, Comparison, cautions, compare, judged, linear
-from hybrid_scale.study.results.scores import METRICS
-from tests.study.fabricate import SCORES, fabricated, save_queries, scaled, single_queries
+from hybrid_scale.study.results.comparisons import PER_TEST, Comparison, cautions, compare, judged, linear, uncompared
+from hybrid_scale.study.results.scores import METRICS, arms
+from tests.study.fabricate import SCORES, fabricated, means_of, save_queries, scaled, single_queries
 
 
 def compared(plan: Plan) -> list[Comparison]:
@@ -166,3 +166,39 @@ def test_tables_that_cant_be_paired_are_refused(tmp_path: Path, trouble: str) ->
     rule = {"other set": "different versions of the set", "broken": "not a Parquet file"}[trouble]
     assert rule in against_mono.refusal
     assert against_cross.test is not None
+
+
+def test_a_seed_that_one_arm_lacks_is_told_and_the_rest_is_compared(tmp_path: Path) -> None:
+    plan = scaled(tmp_path, models=["7B"], questions=8)
+    (lost,) = (run for run in plan.runs if run.id == "7B.mono.seed-1")
+    RunDirectory(lost.directory).set_status("failed", reason="x")
+    found = compared(plan)
+    assert [(c.rival, c.seeds.count, c.alone) for c in found] == [("mono", 2, (1,))] * 4 + [("cross", 3, ())] * 4
+    assert found[0].test is not None
+    assert found[0].both is None, "two seeds are too few"
+    assert "left out: hybrid minus mono (model 7B) without seed 1" in cautions(found)[0]
+    for run in plan.runs:
+        if run.arm == "mono":
+            RunDirectory(run.directory).set_status("failed", reason="x")
+    collected = collect(plan)
+    assert uncompared(arms(collected, "xquad_r")) == ["hybrid minus mono (model 7B)"]
+    assert {c.rival for c in compared(plan)} == {"cross"}
+
+
+def test_a_difference_within_the_chance_of_seeds_is_called_so(tmp_path: Path) -> None:
+    """Every question agrees within each seed, but seeds go apart by ten times as much."""
+    plan = scaled(tmp_path, models=["7B"], questions=20)
+    for run in plan.runs:
+        if run.arm == "hybrid":
+            table = single_queries(20, 7, (0.02, 0.02 + 0.06 * (run.seed - 0.5), 0.05), run.seed)
+            directory = RunDirectory(run.directory)
+            save_queries(directory, "xquad_r", table)
+            content = read_json(directory.evaluation_file("xquad_r")) | {"metrics": means_of(table)}
+            write_json(directory.evaluation_file("xquad_r"), content)
+    each = one(compared(plan), "mono", "cross_map", "7B")
+    assert each.test is not None
+    assert each.adjusted is not None
+    assert each.adjusted < 0.05
+    assert each.both is not None
+    assert each.both.freedom < 3
+    assert each.outcome == "these seeds only"

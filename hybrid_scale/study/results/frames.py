@@ -1,0 +1,114 @@
+"""Results as data frames, one number a cell: what the CSV files beside the report and its download links hold.
+
+Chooses columns; computes nothing.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from hybrid_scale.study.results.comparisons import Comparison
+from hybrid_scale.study.results.scaling import Law, Priced
+from hybrid_scale.study.results.scores import Arm
+from hybrid_scale.study.results.trends import Trend
+
+
+def means(found: Sequence[Arm]) -> pd.DataFrame:
+    """All metrics of all arms and seeds, for the download below the headline table."""
+    rows = [
+        {"group": arm.group, "arm": arm.name, "kind": arm.kind, "seed": seed, "metric": metric, "value": value}
+        for arm in found
+        for metric, score in arm.scores.items()
+        for seed, value in score.by_seed.items()
+    ]
+    return pd.DataFrame(rows, columns=["group", "arm", "kind", "seed", "metric", "value"])
+
+
+def comparisons_frame(found: Sequence[Comparison]) -> pd.DataFrame:
+    rows = [
+        {
+            "task": each.task,
+            "group": each.group,
+            "model": each.model,
+            "parameters": each.size,
+            "arm": each.arm,
+            "rival": each.rival,
+            "measure": each.metric.key,
+            "difference": each.difference,
+            **_tested(each),
+            "seeds": each.seeds.count,
+            "seeds_left_out": " ".join(map(str, each.alone)),
+            "seeds_sd": each.seeds.sd,
+            "seeds_low": each.seeds.low,
+            "seeds_high": each.seeds.high,
+            "verdict": each.outcome,
+            "refusal": each.refusal,
+        }
+        for each in found
+    ]
+    return pd.DataFrame(rows)
+
+
+def trends_frame(found: Sequence[Trend]) -> pd.DataFrame:
+    rows = [
+        {
+            "task": each.task,
+            "series": each.series,
+            "arm": each.arm,
+            "rival": each.rival,
+            "measure": each.metric.key,
+            "sizes": len(each.sizes),
+            "smallest": min(each.sizes),
+            "largest": max(each.sizes),
+            "slope_per_tenfold": each.slope,
+            **_tested(each),
+            "verdict": each.outcome,
+            "refusal": each.refusal,
+        }
+        for each in found
+    ]
+    return pd.DataFrame(rows)
+
+
+def _tested(each: Comparison | Trend) -> dict[str, Any]:
+    """Interval and p over questions, and the interval over questions and seeds; null where there is none."""
+    interval, test = each.interval, each.test
+    low, high = each.both.interval() if each.both else (None, None)
+    return {
+        "low": interval.low if interval else None,
+        "high": interval.high if interval else None,
+        "interval": interval.method if interval else None,
+        "questions": test.clusters if test else None,
+        "p": test.p if test else None,
+        "p_holm": each.adjusted,
+        "both_low": low,
+        "both_high": high,
+    }
+
+
+def laws_frame(found: Sequence[Law]) -> pd.DataFrame:
+    rows = [
+        {
+            "task": each.task,
+            "series": each.series,
+            "arm": each.arm,
+            "quantity": each.quantity,
+            "parameters": size,
+            "value": value,
+            "left_out_prediction": next((out.predicted for out in each.law.left_out if out.size == size), None),
+            "factor": each.law.factor,
+            "exponent": each.law.exponent,
+            "low": each.law.low,
+            "high": each.law.high,
+            "refusal": each.law.refusal,
+        }
+        for each in found
+        for size, value in zip(each.law.sizes, each.law.values, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def costs_frame(found: Sequence[Priced]) -> pd.DataFrame:
+    columns = ("model", "arm", "device_hours", "by_hours", "peak_gib", "by_memory", "quality")
+    return pd.DataFrame([{name: getattr(each, name) for name in columns} | {"measure": each.metric.key} for each in found])
