@@ -2,8 +2,9 @@
 
     python benchmarks/plan.py [--json PATH]
 
-Memory: PEFT's and torchtune's rows within 5 %, no resident peak more than 10 % above its prediction; offloaded runs are listed
-and not judged. Time: utilisation and the link's share fitted on every other row, tested on the rest. Needs no GPU and no torch.
+Memory: PEFT's and torchtune's rows within 5 %, no resident peak more than 10 % above its prediction; predictions of offloaded
+runs are upper bounds, which neither of the two published peaks exceeds. Time: utilisation and the link's share fitted on every
+other row, tested on the rest. Needs no GPU and no torch.
 """
 
 import argparse
@@ -67,7 +68,7 @@ def halves() -> list[dict[str, Any]]:
 def show(memory: list[dict[str, Any]], times: list[dict[str, Any]], calibrations: list[dict[str, Any]]) -> None:
     print(f"{'memory of a GPU, GB':62} {'measured':>9} {'plan':>7} {'error':>7}  read from")
     for row in memory:
-        kept = "" if row["resident"] else " (offloaded: not judged)"
+        kept = "" if row["resident"] else " (offloaded: an upper bound)"
         print(
             f"{row['run']:62} {row['measured_gb']:9.2f} {row['predicted_gb']:7.2f} {row['error']:+7.1%}  {row['statistic']}{kept}"
         )

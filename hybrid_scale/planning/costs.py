@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hybrid_scale.config import ModelSettings, RunConfig
 from hybrid_scale.errors import ConfigError, describe
 from hybrid_scale.planning.architecture import Architecture
-from hybrid_scale.planning.zero import ZeroBuffers
+from hybrid_scale.planning.zero import Zero, ZeroBuffers
 
 NF4_BYTES = 0.5
 NF4_STATE_BYTES = 1 / 64 + 4 / (64 * 256)
@@ -22,12 +22,17 @@ GRADIENT_BYTES = 4
 MASTER_BYTES = 4
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 
+STAGING_LINE = "staging of offloaded weights (bound)"
+WEIGHTS = ("4-bit weights", "frozen weights")
 CONTEXT_BYTES = 1.3e9
 """CUDA context and NCCL buffers of a process: assumed; with it PEFT's published peaks of a 70B are met (benchmarks/plan.py)."""
 ALLOCATOR = 1.12
 """Reserved over allocated bytes of torch's allocator: 10.22 / 9.16 GiB in answer.ai's QLoRA benchmark (2024)."""
 RESERVE = 0.03
 """Share of a GPU's memory that a plan leaves free."""
+STAGING = 0.27
+"""Of a rank's offloaded weights, held on the GPU on their way: the two published runs with offload (FSDP, 70B in 4 bits) needed
+.05 and .26 of them more than all other lines, so that this bounds both. DeepSpeed's own staging isn't published."""
 
 
 @dataclass(frozen=True)
@@ -139,19 +144,26 @@ class MemoryNeed:
     buffers: ZeroBuffers = field(default_factory=ZeroBuffers)
     table: int = 0
     """Weights of the embedding table, which is gathered whole; 0: those frozen beside 4-bit ones."""
+    offloads_weights: bool = False
+    offloads_optimizer: bool = False
+    host_activations: float = 0.0
+    """Bytes that kept graphs save in host memory."""
 
 
 def memory_need(
-    config: RunConfig, counts: ParameterCounts, a: Architecture, world: int = 1, buffers: ZeroBuffers | None = None
+    config: RunConfig, counts: ParameterCounts, a: Architecture, world: int = 1, zero: Zero | None = None
 ) -> MemoryNeed:
-    """The need of a run whose decoder has this shape, on `world` ranks."""
+    """The need of a run whose decoder has this shape, on `world` ranks.
+
+    Graphs whose saved tensors are offloaded leave the GPU; those of a micro-batch that is embedded twice stay.
+    """
     training, model = config.training, config.model
     dtype_bytes = DTYPE_BYTES[model.dtype]
-    kept = max(training.max_kept_tokens or 0, training.max_tokens_per_micro_batch)
+    zero, kept = zero or Zero(None, None), max(training.max_kept_tokens or 0, training.max_tokens_per_micro_batch)
     activations = activation_bytes(
         a,
         micro_batch=training.max_tokens_per_micro_batch,
-        kept=0 if training.offload_activations and model.gradient_checkpointing else kept,
+        kept=training.max_tokens_per_micro_batch if training.offload_activations else kept,
         embedding=training.max_tokens_per_embedding_batch,
         dtype_bytes=dtype_bytes,
         checkpointing=model.gradient_checkpointing,
@@ -168,7 +180,21 @@ def memory_need(
         exchange_bytes=DTYPE_BYTES[config.loss.exchange],
     )
     dequantised = dtype_bytes * a.largest_linear if counts.quantised else 0.0
-    return MemoryNeed(counts, dtype_bytes, activations, dequantised, loss, buffers or ZeroBuffers(), a.embedding)
+    return MemoryNeed(
+        *(counts, dtype_bytes, activations, dequantised, loss, zero.buffers, a.embedding),
+        *(zero.offloads_weights, zero.offloads_optimizer),
+        kept * saved_by_token(config, a) if training.offload_activations else 0.0,
+    )
+
+
+def saved_by_token(config: RunConfig, a: Architecture) -> float:
+    """Bytes that the graph of a token holds: with checkpointing the inputs of the layers, else all that they save."""
+    model, dtype_bytes = config.model, DTYPE_BYTES[config.model.dtype]
+    if model.gradient_checkpointing:
+        return dtype_bytes * a.hidden * a.layers
+    float32 = model.lora is not None and model.lora.compute == "float32" and dtype_bytes < 4
+    dropout = model.lora is not None and model.lora.dropout > 0
+    return a.layers * (saved_bytes(a, dtype_bytes) + _adapter_extra(a, False, float32, dropout) * dtype_bytes / 2)
 
 
 def static_bytes(
@@ -197,6 +223,29 @@ def static_bytes(
     return lines
 
 
+def offloaded_bytes(need: MemoryNeed, world: int, stage: int) -> dict[str, float]:
+    """Of the lines of `static_bytes`, what lies in host memory instead. Adapters stay: DeepSpeed keeps small tensors on the GPU.
+
+    `offload_param` takes a rank's shares of the weights (stage 3), `offload_optimizer` its gradients, float32 masters and
+    Adam's moments (stages 1 to 3). Quantisation states, which ZeRO doesn't know, stay.
+    """
+    counts, lines = need.counts, static_bytes(need.counts, need.dtype_bytes, world, stage)
+    states = world if stage >= 1 else 1
+    weights = {"4-bit weights": lines["4-bit weights"], "frozen weights": lines["frozen weights"]}
+    weights["trained weights"] = (counts.trained - counts.adapter) * MASTER_BYTES / world
+    found = weights if need.offloads_weights and stage == 3 else {}
+    if need.offloads_optimizer and stage >= 1:
+        masters = found.get("trained weights", 0.0) + counts.trained * MASTER_BYTES / states
+        found = found | {"trained weights": masters, "gradients": lines["gradients"], "Adam moments": lines["Adam moments"]}
+    return {name: size for name, size in found.items() if size}
+
+
+def host_lines(need: MemoryNeed, world: int, stage: int) -> dict[str, float]:
+    """Bytes of host memory of one rank by line: what is offloaded."""
+    found = offloaded_bytes(need, world, stage) | {"saved by kept graphs": need.host_activations}
+    return {name: size for name, size in found.items() if size}
+
+
 def gathered_bytes(counts: ParameterCounts, dtype_bytes: int) -> float:
     """Bytes of all weights that ZeRO-3 gathers anew in each pass: all but the adapters."""
     return counts.quantised * NF4_BYTES + counts.frozen * dtype_bytes + (counts.trained - counts.adapter) * MASTER_BYTES
@@ -209,7 +258,11 @@ def memory_lines(need: MemoryNeed, world: int, stage: int, shard_group: int | No
     """
     counts, dtype_bytes, buffers = need.counts, need.dtype_bytes, need.buffers
     lines = static_bytes(counts, dtype_bytes, world, stage, shard_group)
-    if stage == 3 and world > 1:
+    gone = offloaded_bytes(need, world, stage)
+    lines = {name: size - gone.get(name, 0.0) for name, size in lines.items()}
+    if need.offloads_weights and stage == 3:
+        lines[STAGING_LINE] = STAGING * sum(gone.get(name, 0.0) for name in WEIGHTS)
+    if stage == 3 and (world > 1 or need.offloads_weights):
         gathered = gathered_bytes(counts, dtype_bytes)
         live = min(buffers.live * dtype_bytes, gathered)
         prefetch = min(buffers.prefetch * dtype_bytes, gathered - live)
@@ -223,7 +276,7 @@ def memory_lines(need: MemoryNeed, world: int, stage: int, shard_group: int | No
     lines |= need.loss
     lines["allocator (reserved over allocated)"] = sum(lines.values()) * (ALLOCATOR - 1)
     lines["CUDA and NCCL"] = CONTEXT_BYTES
-    return {name: size for name, size in lines.items() if size}
+    return {name: size for name, size in lines.items() if size > 0.5}
 
 
 def needed_bytes(need: MemoryNeed, world: int, shard_group: int) -> float:

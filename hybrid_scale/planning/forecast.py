@@ -14,14 +14,20 @@ from hybrid_scale.config import RunConfig
 from hybrid_scale.errors import ConfigError, describe
 from hybrid_scale.planning.architecture import Architecture, find
 from hybrid_scale.planning.costs import (
+    ALLOCATOR,
     DTYPE_BYTES,
+    GRADIENT_BYTES,
     MASTER_BYTES,
     RESERVE,
+    STAGING_LINE,
+    MemoryNeed,
     ParameterCounts,
     count,
     gathered_bytes,
+    host_lines,
     memory_lines,
     memory_need,
+    saved_by_token,
 )
 from hybrid_scale.planning.hardware import Cluster
 from hybrid_scale.planning.speed import CALIBRATION, Calibration, Seconds, Work, attention_flops, step_flops, step_seconds
@@ -56,6 +62,8 @@ class RunPlan:
     group: int
     lines: dict[str, float]
     """Bytes of one GPU."""
+    host: dict[str, float]
+    """Bytes of a node's host memory: what its ranks offload."""
     rounds: int
     """Micro-batches of a rank and step."""
     kept: int
@@ -206,8 +214,10 @@ class Forecaster:
         return self.cluster.gpu.memory * (1 - RESERVE)
 
     def lines(self, config: RunConfig, stage: int, group: int) -> dict[str, float]:
-        need = memory_need(config, self.counts, self.architecture, self.cluster.world, self.zero.buffers)
-        return memory_lines(need, self.cluster.world, stage, group)
+        return memory_lines(self._need(config), self.cluster.world, stage, group)
+
+    def _need(self, config: RunConfig) -> MemoryNeed:
+        return memory_need(config, self.counts, self.architecture, self.cluster.world, self.zero)
 
     def memory(self, config: RunConfig, stage: int, group: int) -> float:
         return sum(self.lines(config, stage, group).values())
@@ -218,9 +228,16 @@ class Forecaster:
         rounds, kept = self._rounds(config, tokens)
         work = self._work(config, stage, group, tokens, rounds, kept)
         seconds = step_seconds(work, self.cluster, self._calibration(config))
+        lines, host = self.lines(config, stage, group), host_lines(self._need(config), self.cluster.world, stage)
         return RunPlan(
-            *(config, self.architecture, self.counts, self.cluster, self.texts, stage, group),
-            *(self.lines(config, stage, group), rounds, kept, tokens, work, seconds, self._notes(config)),
+            *(config, self.architecture, self.counts, self.cluster, self.texts, stage, group, lines),
+            host={name: size * self.cluster.gpus_per_node for name, size in host.items()},
+            rounds=rounds,
+            kept=kept,
+            tokens=tokens,
+            work=work,
+            seconds=seconds,
+            notes=self._notes(config, lines, host),
         )
 
     def tokens(self, config: RunConfig) -> float:
@@ -263,7 +280,14 @@ class Forecaster:
         exchanged += 2 * counts.trained * MASTER_BYTES
         sharded = stage == 3 and group > 1
         weights = gathered_bytes(counts, DTYPE_BYTES[model.dtype])
-        return Work(flops, unpacked * counts.quantised, passes * weights if sharded else 0.0, group, exchanged)
+        saved = tokens * kept / rounds * saved_by_token(config, self.architecture) if config.training.offload_activations else 0.0
+        updated = counts.trained / self.cluster.world if self.zero.offloads_optimizer else 0.0
+        return Work(
+            *(flops, unpacked * counts.quantised, passes * weights if sharded else 0.0, group, exchanged),
+            fetched=passes * weights / self.cluster.world if self.zero.offloads_weights and stage == 3 else 0.0,
+            swapped=2 * saved + updated * (GRADIENT_BYTES + MASTER_BYTES),
+            updated=updated,
+        )
 
     def _calibration(self, config: RunConfig) -> Calibration:
         if config.model.dtype == "bfloat16":
@@ -271,12 +295,19 @@ class Forecaster:
         shares = {name: share * FLOAT32_RATE for name, share in self.calibration.utilisation.items()}
         return Calibration(shares, self.calibration.other * FLOAT32_RATE, self.calibration.link)
 
-    def _notes(self, config: RunConfig) -> tuple[str, ...]:
+    def _notes(self, config: RunConfig, lines: dict[str, float], host: dict[str, float]) -> tuple[str, ...]:
         notes = [f"text lengths {self.texts.source}"]
-        if self.zero.offloads_weights or self.zero.offloads_optimizer:
-            notes.append("offload isn't modelled: the lines are those of a run without it, the time is too short")
-        if config.training.offload_activations:
-            notes.append("the time to move kept activations to the host and back isn't counted")
+        if host:
+            notes.append(
+                "offload has low confidence: two published runs bound its memory (FSDP, 70B), none its time; PCIe at 60 % and the"
+                " CPU's update are assumed. Pinned host memory is allocated in powers of two: up to twice the lines"
+            )
+        if staging := lines.get(STAGING_LINE):
+            least = sum(lines.values()) - staging * ALLOCATOR
+            notes.append(f"offloaded weights: {gib(least)} if nothing is staged, {gib(sum(lines.values()))} is an upper bound")
+        if self.zero.offloads_optimizer and config.model.lora is not None:
+            tiny = sum(host.get(name, 0.0) for name in ("trained weights", "gradients", "Adam moments"))
+            notes.append(f"offload_optimizer saves {gib(tiny)} of a GPU: the optimiser of adapters is tiny")
         if config.model.dtype != "bfloat16":
             notes.append(f"{config.model.dtype}: a sixteenth of the bfloat16 rate is assumed")
         if self.cluster.gpu.generation not in self.calibration.utilisation:

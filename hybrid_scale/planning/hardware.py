@@ -21,24 +21,26 @@ class Gpu:
     """Of its own memory, bytes a second."""
     link: float
     """To the other GPUs of its node, bytes a second in one direction: NVLink, or PCIe where there is none."""
+    host: float
+    """To host memory, bytes a second in one direction: PCIe."""
     generation: str
     """Utilisation is calibrated by generation (`speed.Calibration`)."""
 
 
-def _gpu(name: str, mib: int, tflops: float, memory: float, link: float, generation: str) -> Gpu:
-    return Gpu(name, mib * 2.0**20, tflops * 1e12, memory * 1e9, link * 1e9, generation)
+def _gpu(name: str, mib: int, tflops: float, memory: float, link: float, host: float, generation: str) -> Gpu:
+    return Gpu(name, mib * 2.0**20, tflops * 1e12, memory * 1e9, link * 1e9, host * 1e9, generation)
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        _gpu("a100-40", 40960, 312, 1555, 300, "A100"),
-        _gpu("a100-80", 81920, 312, 2039, 300, "A100"),
-        _gpu("h100", 81559, 989, 3350, 450, "H100"),
-        _gpu("h200", 143771, 989, 4800, 450, "H100"),
-        _gpu("l40s", 46068, 362, 864, 32, "L40S"),
-        _gpu("a6000", 49140, 155, 768, 32, "Ampere"),
-        _gpu("4090", 24564, 165, 1008, 32, "GeForce Ada"),
+        _gpu("a100-40", 40960, 312, 1555, 300, 32, "A100"),
+        _gpu("a100-80", 81920, 312, 2039, 300, 32, "A100"),
+        _gpu("h100", 81559, 989, 3350, 450, 64, "H100"),
+        _gpu("h200", 143771, 989, 4800, 450, 64, "H100"),
+        _gpu("l40s", 46068, 362, 864, 32, 32, "L40S"),
+        _gpu("a6000", 49140, 155, 768, 32, 32, "Ampere"),
+        _gpu("4090", 24564, 165, 1008, 32, 32, "GeForce Ada"),
     )
 }
 ALIASES = {"a100": "a100-80", "a100-40gb": "a100-40", "a100-80gb": "a100-80", "h100-80": "h100", "rtx4090": "4090"}

@@ -18,8 +18,8 @@ SMALL = 4096
 """Tokens below which published runs are slower than the formulas say (Qwen at 256 to 1,024: up to half): not chosen if there is
 a choice."""
 CAUTION = 0.93
-"""Share of the usable memory that a choice may fill: published peaks lie up to 8.5 % above their predictions (benchmarks/plan.py),
-and .97 x .93 x 1.085 is .98 of a GPU."""
+"""Share of the usable memory that a choice may fill: published peaks lie up to 9.3 % above their predictions
+(benchmarks/plan.py), and .97 x .93 x 1.093 is .99 of a GPU."""
 SPREAD = 0.6
 """Of the lengths of a batch's texts, deviation over mean: .45 (English passages of XQuAD-R) to .69 (of 11 languages). A step's
 tokens stay within four deviations of their sum."""

@@ -18,6 +18,11 @@ MEMORY_SHARE = 0.75
 BETWEEN_SHARE = 0.85
 """Of a port's bandwidth between nodes that NCCL reaches: 22 of 25 GB/s are usual for one HDR port; assumed."""
 
+HOST_SHARE = 0.6
+"""Of PCIe's one-way rate that copies to and from pinned host memory reach: 20 of 32 GB/s; assumed."""
+CPU_UPDATES = 1e8
+"""Weights a second that torch's AdamW updates on a rank's CPU cores, where the optimiser is offloaded; assumed."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -78,6 +83,12 @@ class Work:
     """GPUs that share a copy of these weights."""
     exchanged: float = 0.0
     """Bytes that all ranks exchange: gradients of adapters, adapters, embeddings and their gradients."""
+    fetched: float = 0.0
+    """Bytes of offloaded weights from host memory, for all passes, copied beside the computing."""
+    swapped: float = 0.0
+    """Bytes to and from host memory that the computing waits for: what kept graphs save, gradients, updated weights."""
+    updated: float = 0.0
+    """Weights that the CPU updates."""
 
 
 @dataclass(frozen=True)
@@ -91,23 +102,30 @@ class Seconds:
     """Over NVLink or PCIe, a GPU."""
     between_bytes: float
     """Over the interconnect, a node."""
+    host: float = 0.0
+    """Waiting for host memory and the CPU's optimiser."""
+    host_bytes: float = 0.0
+    """Between host memory and a GPU."""
 
     @property
     def total(self) -> float:
-        return max(self.compute, self.gather) + self.exchange
+        return max(self.compute, self.gather) + self.exchange + self.host
 
 
 def step_seconds(work: Work, cluster: Cluster, calibration: Calibration = CALIBRATION) -> Seconds:
     """Seconds of a step.
 
     Gathers are rings (NCCL): each GPU receives (1 - 1/group) of the bytes, each node that holds a part of the group
-    (1 - 1/nodes) of them over all its ports.
+    (1 - 1/nodes) of them over all its ports. Offloaded weights come over PCIe before they are gathered.
     """
+    pcie = cluster.gpu.host * HOST_SHARE
     compute = work.flops / calibration.rate(cluster)
     compute += work.dequantised * NF4_UNPACK_BYTES / (cluster.gpu.bandwidth * MEMORY_SHARE)
     gather, node, between = _ring(work.gathered, work.group, cluster, calibration)
     exchange, node_too, between_too = _ring(work.exchanged, cluster.world, cluster, calibration)
-    return Seconds(compute, gather, exchange, node + node_too, between + between_too)
+    host = work.swapped / pcie + work.updated / CPU_UPDATES
+    moved = work.fetched + work.swapped
+    return Seconds(compute, gather + work.fetched / pcie, exchange, node + node_too, between + between_too, host, moved)
 
 
 def _ring(size: float, group: int, cluster: Cluster, calibration: Calibration) -> tuple[float, float, float]:

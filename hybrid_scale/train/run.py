@@ -230,7 +230,7 @@ def choose_shard_group(config: RunConfig, data: TrainingData, world: int, gpus_p
     """Ranks that share one copy of the weights, where the config leaves it open; None: the DeepSpeed JSON says."""
 
     def need() -> MemoryNeed:
-        return memory_need(config, count_parameters(config.model), data.shape, world, read_zero(config).buffers)
+        return memory_need(config, count_parameters(config.model), data.shape, world, read_zero(config))
 
     return shard_group(config, need, world, gpus_per_node)
 

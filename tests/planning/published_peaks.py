@@ -91,13 +91,12 @@ def predicted_peak(row: Peak) -> float:
         2.0 * a.largest_linear if quantised else 0.0,
         buffers=_buffers(row),
         table=a.embedding,
+        offloads_weights=row.offloaded,
     )
     stage = 3 if row.sharded else 0
     lines = memory_lines(need, row.world, stage)
     if quantised and not row.double:
         lines["quantisation state (replicated)"] = quantised * 4 / 64
-    if row.offloaded:
-        lines = {name: size for name, size in lines.items() if name not in ("4-bit weights", "frozen weights")}
     return _as_read(lines, row)
 
 
@@ -247,7 +246,7 @@ PEAKS = (
         ),
         dropout=True,
         offloaded=True,
-        note="staging buffers of the offload aren't modelled",
+        note="staging isn't documented: the prediction is a bound",
     ),
     Peak(
         *(

@@ -200,7 +200,7 @@ def test_the_need_of_a_run_is_read_from_its_config() -> None:
 
     assert activations() == 1000 * (kept + inside)
     assert activations(max_kept_tokens=3000) == 3000 * kept + 1000 * inside
-    assert activations(max_kept_tokens=3000, offload_activations=True) == 1000 * inside
+    assert activations(max_kept_tokens=3000, offload_activations=True) == 1000 * (kept + inside)
     assert activations(max_tokens_per_embedding_batch=100_000) == 100_000 * 8 * (8192 + 28672)
     need = memory_need(run_config(), counts, shape, world=8)
     assert need.dequantised == 2 * 8192 * 28672

@@ -196,7 +196,7 @@ def test_deepspeed_json_is_read(tmp_path: Path) -> None:
     assert (found.offloads_weights, found.offloads_optimizer) == (True, False)
     plan = plan_run(config(training={"deepspeed": str(path), "shard_group": None}), make_cluster("h100"), TEXTS)
     assert (plan.stage, plan.group) == (3, 8)
-    assert any("offload isn't modelled" in note for note in plan.notes)
+    assert any(note.startswith("offload has low confidence") for note in plan.notes)
 
 
 def test_text_lengths_come_from_the_prepared_data(tmp_path: Path) -> None:
