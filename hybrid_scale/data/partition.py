@@ -6,7 +6,7 @@ ranks in lock-step: micro-batch j takes as long as its slowest rank, and all ran
 Packed (texts end to end): texts go, longest first, to the least loaded of world x k equal bins (LPT, Graham 1969), k the
 smallest number that respects the budget. Where attention makes a call for each length, the alternative is weighed: sorted
 texts are cut into k layers and each layer is dealt to the ranks to and fro, so that a micro-batch holds few lengths.
-Padded: sorted runs, so that a micro-batch pads little, of nearly equal cost.
+Padded: sorted texts are cut into runs, so that a micro-batch pads little; a round takes runs that cost nearly the same.
 """
 
 import heapq
@@ -150,12 +150,16 @@ def _scheduled(plan: Plan, budget: Budget) -> Plan:
     slowest = plan.executed.max(axis=0)
     kept = int(np.searchsorted(np.cumsum(slowest), budget.kept, side="right")) if budget.kept else 0
     groups: list[range] = []
+    tokens = 0
     for j in range(kept, plan.rounds):
         longer = range(groups[-1].start, j + 1) if groups else range(j, j + 1)
-        if groups and budget.embedding is not None and _joined(plan, longer) <= budget.embedding:
-            groups[-1] = longer
+        joined, apart = _joined(plan, longer), tokens + int(slowest[j])
+        # Padding to the longest of all may cost more than a micro-batch less saves.
+        if groups and budget.embedding is not None and joined <= min(budget.embedding, apart + ROUND_TOKENS):
+            groups[-1], tokens = longer, joined
         else:
             groups.append(range(j, j + 1))
+            tokens = int(slowest[j])
     return Plan(plan.micro_batches, plan.lengths, plan.packed, kept, tuple(groups))
 
 
@@ -258,49 +262,61 @@ def _least_loaded(costs: list[float], bins: int) -> np.ndarray:
 
 
 def _padded(order: np.ndarray, descending: np.ndarray, world: int, budget: Budget) -> tuple[tuple[np.ndarray, ...], ...]:
-    """Sorted runs dealt to ranks: micro-batch j holds texts of similar length everywhere.
+    """Sorted texts cut into runs, runs of nearly equal cost dealt to the ranks of a round, the longest texts to the first rank.
 
-    More micro-batches pad less and cost `ROUND_TOKENS` each: the cheapest of a few numbers is taken.
+    A run holds whole texts, so its cost misses the wanted one by up to a text: a tenth where five long texts fill it. Runs of
+    neighbouring lengths therefore differ, and runs that miss alike are found by sorting. Ranks keep to their part of the
+    lengths, so that consecutive micro-batches can be joined. More micro-batches pad less and cost `ROUND_TOKENS` each: the
+    cheapest of a few numbers is taken.
     """
-    fewest = max(1, -(-len(_cuts(descending, budget, float("inf"))) // world))
-    best: tuple[float, list[int]] = (float("inf"), [])
-    for rounds in sorted({fewest, fewest + 1, fewest + 2, fewest + 3, 2 * fewest, 3 * fewest}):
-        cuts = _cuts(descending, budget, _smallest_cost(descending, world * rounds, budget))
-        cost = _lockstep_cost(descending, cuts, world, budget) + rounds * ROUND_TOKENS
-        best = min(best, (cost, cuts))
-    runs = np.split(order, best[1][1:]) if len(order) else []
-    runs += [np.empty(0, np.int64)] * (-len(runs) % world or (0 if runs else world))
-    return tuple(tuple(runs[rank::world]) for rank in range(world))
+    if not len(order):
+        return tuple((order,) for _ in range(world))
+    fewest = -(-len(_cuts(descending.tolist(), budget, float("inf"))) // world)
+    ways = [_runs(descending, world * rounds, budget) for rounds in sorted({fewest, fewest + 1, fewest + 2, 2 * fewest})]
+    starts = min(ways, key=lambda starts: _lockstep_cost(_run_costs(descending, starts, budget), world))
+    runs = np.split(order, starts[1:])
+    by_cost = np.argsort(-_run_costs(descending, starts, budget), kind="stable")
+    rounds = [np.sort(by_cost[at : at + world]) for at in range(0, len(runs), world)]
+    nothing = np.empty(0, np.int64)
+    return tuple(tuple(runs[each[rank]] if rank < len(each) else nothing for each in rounds) for rank in range(world))
 
 
-def _cuts(descending: np.ndarray, budget: Budget, cost: float) -> list[int]:
+def _runs(descending: np.ndarray, most: int, budget: Budget) -> np.ndarray:
+    """Starts of at most `most` runs of nearly equal cost: the least bound that the greedy runs can keep, to half a percent."""
+    lengths = descending.tolist()
+    low = high = float(budget.cost(descending).sum()) / most
+    starts = _cuts(lengths, budget, high)
+    while len(starts) > most:
+        low, high = high, 1.04 * high
+        starts = _cuts(lengths, budget, high)
+    for _ in range(3):
+        middle = (low * high) ** 0.5
+        fewer = _cuts(lengths, budget, middle)
+        if len(fewer) <= most:
+            starts, high = fewer, middle
+        else:
+            low = middle
+    return np.array(starts)
+
+
+def _cuts(descending: list[int], budget: Budget, cost: float) -> list[int]:
     """Starts of the greedy runs: as many texts as fit the token budget and `cost` when padded to the run's first."""
     starts: list[int] = []
     at = 0
     while at < len(descending):
         starts.append(at)
-        longest = int(descending[at])
+        longest = descending[at]
         room = min(budget.micro_batch / longest, cost / (longest * (1.0 + budget.quadratic * longest)))
         at += max(1, int(room))
     return starts
 
 
-def _smallest_cost(descending: np.ndarray, runs: int, budget: Budget) -> float:
-    """Least cost (to a thousandth) for which the greedy runs number at most `runs`: spreads instead of filling the first."""
-    whole = float(budget.cost(descending).sum())
-    low, high = whole / runs, 2.0 * max(whole, float(budget.micro_batch) * (1.0 + budget.quadratic * budget.micro_batch))
-    while high - low > 0.001 * low:
-        middle = (low * high) ** 0.5
-        if len(_cuts(descending, budget, middle)) <= runs:
-            high = middle
-        else:
-            low = middle
-    return high
+def _run_costs(descending: np.ndarray, starts: np.ndarray, budget: Budget) -> np.ndarray:
+    """In tokens of the linear layers, padded to each run's first."""
+    return np.diff(starts, append=len(descending)) * budget.cost(descending[starts])
 
 
-def _lockstep_cost(descending: np.ndarray, cuts: list[int], world: int, budget: Budget) -> float:
-    """Sum over rounds of the costliest rank's micro-batch."""
-    starts = np.array(cuts)
-    longest = descending[starts].astype(float)
-    costs = np.diff([*cuts, len(descending)]) * longest * (1.0 + budget.quadratic * longest)
-    return float(sum(costs[at : at + world].max() for at in range(0, len(costs), world)))
+def _lockstep_cost(costs: np.ndarray, world: int) -> float:
+    """Tokens: of the costliest run of each round, where runs of like cost share one, and of the rounds."""
+    slowest = -np.sort(-costs)[::world]
+    return float(slowest.sum()) + len(slowest) * ROUND_TOKENS
