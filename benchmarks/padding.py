@@ -186,7 +186,8 @@ def goals(results: dict[str, dict[str, dict[str, float]]]) -> list[dict[str, Any
             for (world, each), limit in GOALS.items():
                 for way in ("packed", "padded"):
                     value = by_setting[f"{world}x{each}"][way]
-                    found.append({"what": f"{name}, {world}x{each}, {way}", "value": value, "limit": limit, "met": value >= limit})
+                    what = f"{name}, {world}x{each}, {way}"
+                    found.append({"what": what, "value": value, "limit": limit, "met": value >= limit})
     return found
 
 
