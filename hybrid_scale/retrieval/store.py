@@ -177,9 +177,13 @@ def open_store(directory: Path) -> Store:
     if not path.is_file():
         raise DataError(describe(str(directory), "no manifest.json", "not a store of embeddings", "Encode the set first."))
     manifest = read_json(path)
-    if manifest.get("format") != FORMAT:
-        raise DataError(describe(str(path), manifest.get("format"), f"this version reads format {FORMAT}", "Encode again."))
-    return Store(directory, manifest)
+    found = manifest.get("format") if isinstance(manifest, dict) else manifest
+    if found != FORMAT:
+        raise DataError(describe(str(path), found, f"this version reads format {FORMAT}", "Encode again."))
+    try:
+        return Store(directory, manifest)
+    except (KeyError, TypeError) as error:
+        raise DataError(describe(str(path), repr(error), "not the manifest of a store of embeddings", "Encode again.")) from None
 
 
 def make_store(directory: Path, identity: dict[str, Any], rows: int, dimensions: int, part_rows: int) -> Store:

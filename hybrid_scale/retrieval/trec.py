@@ -82,8 +82,10 @@ def write_qrels(path: Path, task: RetrievalSet) -> None:
 
 
 def read_run(path: Path, order: Order = "score") -> Lines:
-    """The results of each query, best first. Raises DataError naming the line, or a passage that a query has twice."""
+    """The results of each query, best first. Raises DataError naming the line, a passage that a query has twice, no line."""
     lines = _collect(_fields(path, 6, 4 if order == "score" else 3))
+    if not lines.query_ids:
+        raise DataError(describe(str(path), "no line", "a run holds results", "Check what should have written it."))
     if order == "score":
         by_id = np.argsort(np.argsort(np.array(lines.passage_ids, dtype=object), kind="stable"), kind="stable")
         sorting = np.lexsort((-by_id[lines.passage], -lines.value.astype(np.float32), lines.query))
@@ -95,9 +97,11 @@ def read_run(path: Path, order: Order = "score") -> Lines:
 
 
 def read_qrels(path: Path) -> Lines:
-    """Judgments. Raises DataError naming the line, or a pair that is judged twice."""
+    """Judgments. Raises DataError naming the line, a pair that is judged twice, no judgment above 0."""
     lines = _collect(_fields(path, 4, 3))
     _refuse_twice(lines, path)
+    if not (lines.value > 0).any():
+        raise DataError(describe(str(path), f"{len(lines.value)} judgments", "one above 0 is needed", "Take other qrels."))
     return lines
 
 
@@ -114,6 +118,8 @@ def _fields(path: Path, columns: int, value: int) -> Iterator[tuple[str, str, fl
             number = float("nan")
         if not np.isfinite(number):
             raise DataError(describe(where, fields[value], "not a finite number"))
+        if columns == 4 and number != int(number):
+            raise DataError(describe(where, fields[value], "a grade is a whole number", "As trec_eval reads it."))
         yield fields[0], fields[2], number
 
 

@@ -103,18 +103,24 @@ def _open_matrix(path: Path) -> np.ndarray:
     try:
         vectors = np.load(path, mmap_mode="r")
     except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path}: not a NumPy array: {error}.") from None
-    if vectors.ndim != 2 or vectors.dtype not in (np.float16, np.float32):
+        rule = "not a whole NumPy array of numbers"
+        raise DataError(describe(str(path), str(error).rstrip("."), rule, "Save it again with numpy.save.")) from None
+    if not isinstance(vectors, np.ndarray):
+        raise DataError(describe(str(path), "several arrays (.npz)", "one array is needed", "Save it with numpy.save."))
+    if vectors.ndim != 2 or vectors.shape[1] < 1 or vectors.dtype not in (np.float16, np.float32):
         rule = "float16 or float32 with shape [rows, dimensions]"
         raise DataError(describe(str(path), f"{vectors.dtype} {vectors.shape}", rule, "Save it with astype(numpy.float32)."))
     return vectors
 
 
 def read_ids(path: Path) -> pa.Array:
-    """The lines of a UTF-8 file as text, without one Python object a line: corpora have tens of millions."""
+    """The lines of a UTF-8 file as text, without one Python object a line: corpora have tens of millions.
+
+    A byte order mark and carriage returns at the ends of lines are no part of ids.
+    """
     if not path.is_file():
         raise DataError(describe(str(path), "no such file", "the ids of the rows, one a line, are needed"))
-    raw = path.read_bytes().replace(b"\r\n", b"\n")
+    raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
     data = np.frombuffer(raw if raw.endswith(b"\n") or not raw else raw + b"\n", np.uint8)
     ends = np.flatnonzero(data == ord("\n"))
     offsets = np.concatenate([[0], ends - np.arange(len(ends))]).astype(np.int64)  # as if the newlines were gone
@@ -123,7 +129,7 @@ def read_ids(path: Path) -> pa.Array:
     try:
         ids.validate(full=True)
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not UTF-8 text: {error}.") from None
+        raise DataError(describe(str(path), str(error), "a text file must be UTF-8", "Convert it.")) from None
     return ids
 
 
@@ -132,14 +138,16 @@ def _match(ids: pa.Array, known: pa.ChunkedArray, where: str, task: str) -> np.n
     numbers = pc.index_in(ids, value_set=known)
     unknown = ids.filter(pc.is_null(numbers))
     if len(unknown):
-        raise DataError(describe(where, _some(unknown), f"{len(unknown)} ids that '{task}' doesn't hold"))
-    missing = known.filter(pc.invert(pc.is_in(known, value_set=ids)))
-    if len(missing):
-        raise DataError(describe(where, _some(missing), f"{len(missing)} ids of '{task}' have no row"))
-    if len(ids) != len(known):
+        line = 1 + pc.index(pc.is_null(numbers), True).as_py()
+        rule, remedy = f"{len(unknown)} ids that '{task}' doesn't hold", "Are these the vectors of this set?"
+        raise DataError(describe(f"{where}:{line}", _some(unknown), rule, remedy))
+    if len(pc.unique(ids)) != len(ids):
         counts = pc.value_counts(ids)
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-        raise DataError(describe(where, _some(twice), "ids with more than one row"))
+        raise DataError(describe(where, _some(twice), f"{len(twice)} ids with more than one row", "Keep one row an id."))
+    missing = known.filter(pc.invert(pc.is_in(known, value_set=ids)))
+    if len(missing):
+        raise DataError(describe(where, _some(missing), f"{len(missing)} ids of '{task}' have no row", "Encode them as well."))
     return numbers.to_numpy(zero_copy_only=False).astype(np.int64)
 
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hybrid_scale.errors import DataError
+from hybrid_scale.errors import DataError, HybridScaleError
 from hybrid_scale.retrieval.index import Shard, search, search_shards
 from hybrid_scale.retrieval.store import Store, encode, make_store, open_store
 from hybrid_scale.retrieval.stored import StoredVectors
@@ -243,3 +243,18 @@ def test_batches_of_queries_and_threads_change_nothing(tmp_path: Path) -> None:
     finally:
         faiss.omp_set_num_threads(before)
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"manifest\.json:1: not JSON"),
+        ("[1]", r"manifest\.json: found \[1\]; this version reads format 1"),
+        ('{"format": 1}', r"manifest\.json: found .*identity.*; not the manifest of a store"),
+        ('{"format": 1, "identity": []}', r"not the manifest of a store of embeddings\. Encode again"),
+    ],
+)
+def test_manifests_that_are_none(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(HybridScaleError, match=message):
+        open_store(tmp_path)

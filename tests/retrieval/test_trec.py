@@ -115,6 +115,7 @@ def test_gzip_and_order_by_rank(tmp_path: Path) -> None:
         ("en:q0 Q0 en:p0 1 high t\n", r"x\.run:1: found 'high'; not a finite number"),
         ("en:q0 Q0 en:p0 1 0.5 t\n\nen:q0 Q0 en:p1 2 nan t\n", r"x\.run:3: found 'nan'"),
         ("en:q0 Q0 en:p0 1 0.5 t\nen:q0 Q0 en:p0 2 0.4 t\n", "found 'en:q0 en:p0'; this query has this passage twice"),
+        ("\n", r"x\.run: found 'no line'; a run holds results"),
         ("alien Q0 en:p0 1 0.5 t\n", "queries: found 'alien'; 1 ids that 'little' doesn't hold"),
         ("en:q0 Q0 alien 1 0.5 t\n", "passages: found 'alien'; 1 ids that 'little' doesn't hold"),
     ],
@@ -132,6 +133,12 @@ def test_qrels_of_another_set_and_judged_twice_are_refused(task: RetrievalSet, t
         score_files(tmp_path / "x.run", tmp_path / "q.txt")
     (tmp_path / "q.txt").write_text("en:q0 0 en:p0 1\nen:q0 0 en:p0 0\n")
     with pytest.raises(DataError, match="this query has this passage twice"):
+        score_files(tmp_path / "x.run", tmp_path / "q.txt")
+    (tmp_path / "q.txt").write_text("en:q0 0 en:p0 0\n")
+    with pytest.raises(DataError, match=r"q\.txt: found '1 judgments'; one above 0 is needed"):
+        score_files(tmp_path / "x.run", tmp_path / "q.txt")
+    (tmp_path / "q.txt").write_text("en:q0 0 en:p0 1\nen:q0 0 en:p1 1.5\n")
+    with pytest.raises(DataError, match=r"q\.txt:2: found '1\.5'; a grade is a whole number"):
         score_files(tmp_path / "x.run", tmp_path / "q.txt")
     (tmp_path / "q.txt").write_text("en:q0 en:p0 1\n")
     with pytest.raises(DataError, match="a line reads QUERY 0 PASSAGE GRADE"):

@@ -70,7 +70,15 @@ def with_nan(vectors: np.ndarray) -> np.ndarray:
 WRONG = [
     (lambda folder: (folder / "corpus.npy").unlink(), r"corpus\.npy: found 'no such file'"),
     (lambda folder: (folder / "queries_ids.txt").unlink(), r"queries_ids\.txt: found 'no such file'"),
-    (lambda folder: (folder / "corpus.npy").write_bytes(b"hello"), r"corpus\.npy: not a NumPy array"),
+    (
+        lambda folder: (folder / "corpus.npy").write_bytes(b"hello"),
+        r"corpus\.npy: found .*; not a whole NumPy array of numbers\. Save",
+    ),
+    (
+        lambda folder: [np.savez(folder / "x.npz", np.ones(2)), (folder / "x.npz").replace(folder / "corpus.npy")],
+        r"corpus\.npy: found 'several arrays",
+    ),
+    (change("corpus.npy", lambda v: v[:, :0]), r"corpus\.npy: found 'float16 \(36, 0\)'"),
     (change("corpus.npy", lambda v: v[1:]), r"corpus\.npy and corpus_ids\.txt: found '35 rows and 36 ids'; every row has one id"),
     (change("corpus.npy", lambda v: v.astype(np.float64)), r"found 'float64 \(36, 8\)'; float16 or float32"),
     (change("corpus.npy", lambda v: v[:, 0]), r"found 'float16 \(36,\)'"),
@@ -79,13 +87,20 @@ WRONG = [
     (change("queries.npy", with_nan), r"queries\.npy: row 3 \(id '\w\w:q\d'\), dimension 1: found nan"),
     (
         change_ids("corpus_ids.txt", lambda ids: ["alien", *ids[1:]]),
-        r"corpus_ids\.txt: found 'alien'; 1 ids that 'little' doesn't hold",
+        r"corpus_ids\.txt:1: found 'alien'; 1 ids that 'little' doesn't hold\. Are these",
     ),
     (
         change_ids("corpus_ids.txt", lambda ids: [ids[1], *ids[1:]]),
+        r"corpus_ids\.txt: found '\w\w:\w\d'; 1 ids with more than one row",
+    ),
+    (
+        lambda folder: [change_ids("corpus_ids.txt", lambda ids: ids[1:])(folder), change("corpus.npy", lambda v: v[1:])(folder)],
         r"corpus_ids\.txt: found '\w\w:\w\d'; 1 ids of 'little' have no row",
     ),
-    (lambda folder: (folder / "corpus_ids.txt").write_bytes(b"\xff\n" * 36), r"corpus_ids\.txt: not UTF-8"),
+    (
+        lambda folder: (folder / "corpus_ids.txt").write_bytes(b"\xff\n" * 36),
+        r"corpus_ids\.txt: found .*; a text file must be UTF-8",
+    ),
 ]
 
 
@@ -99,7 +114,7 @@ def test_what_is_wrong_is_named(task: RetrievalSet, folder: Path, spoil: Callabl
 def test_an_id_with_two_rows_is_named(task: RetrievalSet, folder: Path) -> None:
     change("corpus.npy", lambda v: np.vstack([v, v[:1]]))(folder)
     change_ids("corpus_ids.txt", lambda ids: [*ids, "de:p1"])(folder)
-    with pytest.raises(DataError, match="found 'de:p1'; ids with more than one row"):
+    with pytest.raises(DataError, match="found 'de:p1'; 1 ids with more than one row"):
         open_embeddings(folder, task)
 
 
@@ -109,3 +124,5 @@ def test_lines_end_with_newline_only(tmp_path: Path) -> None:
     assert read_ids(path).to_pylist() == ["a", "b c\u2028d", "", "énd"]
     path.write_bytes(b"")
     assert read_ids(path).to_pylist() == []
+    path.write_bytes(b"\xef\xbb\xbfa\r\nb\r\n")
+    assert read_ids(path).to_pylist() == ["a", "b"]
