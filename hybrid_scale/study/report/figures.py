@@ -47,60 +47,54 @@ class Panel:
     matrices: tuple[Matrices, ...]
 
 
-def panels(
-    collected: Collected,
-    task: str,
-    key: str,
-    found: Sequence[Arm],
-    metrics: Sequence[Metric],
-    start: Mapping[str, Mapping[str, Score]],
-    look: Mapping[str, Look],
-) -> tuple[Panel, ...]:
+@dataclass(frozen=True)
+class Subject:
+    """What the figures of one task are drawn from."""
+
+    collected: Collected
+    task: str
+    arms: Sequence[Arm]
+    metrics: Sequence[Metric]
+    start: Mapping[str, Mapping[str, Score]]
+    """Scores before the first step, by group."""
+    look: Mapping[str, Look]
+
+
+def panels(subject: Subject, key: str) -> tuple[Panel, ...]:
     """One for each place on the axes `models` and `data`; those without anything to draw left out."""
     result = []
-    for position, label in enumerate(dict.fromkeys(arm.panel for arm in found)):
-        members = [arm for arm in found if arm.panel == label]
-        before = {group: scores for group, scores in start.items() if group in {arm.group for arm in members}}
+    for position, label in enumerate(dict.fromkeys(arm.panel for arm in subject.arms)):
         name = f"{key}-{position}"
-        plots = _plots(collected, task, name, members, metrics, before, look)
-        result.append(Panel(label, plots, _matrices(collected, task, name, label)))
+        members = [arm for arm in subject.arms if arm.panel == label]
+        result.append(Panel(label, _plots(subject, name, members), _matrices(subject.collected, subject.task, name, label)))
     return tuple(panel for panel in result if panel.plots or panel.matrices)
 
 
-def _plots(
-    collected: Collected,
-    task: str,
-    key: str,
-    found: Sequence[Arm],
-    metrics: Sequence[Metric],
-    start: Mapping[str, Mapping[str, Score]],
-    look: Mapping[str, Look],
-) -> tuple[Plot, ...]:
-    keys = {metric.key for metric in metrics}
-    main = METRICS["rank_distance"] if "rank_distance" in keys else metrics[0]
-    before = next(iter(start.values())).get(main.key) if len(start) == 1 else None
-    plots = [trade_off(f"{key}-trade-off", found, look), bars(f"{key}-bars", found, main, look, before)]
+def _plots(subject: Subject, key: str, found: Sequence[Arm]) -> tuple[Plot, ...]:
+    keys = {metric.key for metric in subject.metrics}
+    main = METRICS["rank_distance"] if "rank_distance" in keys else subject.metrics[0]
+    starts = [scores for group, scores in subject.start.items() if group in {arm.group for arm in found}]
+    before = starts[0].get(main.key) if len(starts) == 1 else None
+    plots = [trade_off(f"{key}-trade-off", found, subject.look), bars(f"{key}-bars", found, main, subject.look, before)]
     for metric in (METRICS["mono_map"], METRICS["cross_map"]) if "cross_map" in keys else (main,):
-        plots.append(_progress(collected, task, f"{key}-progress-{metric.key}", found, metric, look))
+        plots.append(_progress(subject, f"{key}-progress-{metric.key}", found[0].panel, metric))
     return tuple(plot for plot in plots if plot is not None)
 
 
-def _progress(
-    collected: Collected, task: str, key: str, found: Sequence[Arm], metric: Metric, look: Mapping[str, Look]
-) -> Plot | None:
+def _progress(subject: Subject, key: str, panel: str, metric: Metric) -> Plot | None:
     """A metric over the steps at which it was measured; nothing where that was once or twice."""
-    values = collected.values
-    rows = values[(values["task"] == task) & (values["metric"] == metric.key) & values["language"].isna()]
+    values = subject.collected.values
+    rows = values[(values["task"] == subject.task) & (values["metric"] == metric.key) & values["language"].isna()]
     rows = rows[rows["doubt"].isna() & rows["step"].notna()]
     rows = rows.sort_values(["run", "step", "final"]).drop_duplicates(["run", "step"], keep="last")
-    runs = collected.runs[collected.runs["panel"] == found[0].panel]
+    runs = subject.collected.runs[subject.collected.runs["panel"] == panel]
     table = rows.merge(runs[["run", "arm", "seed"]], on="run")[["arm", "seed", "step", "value"]]
     if table["step"].nunique() < 3:
         return None
     title = f"{metric.label} during training"
     caption = "Thin lines: single seeds; thick: means. Runs that aren't finished are drawn as far as they got."
     table = table.rename(columns={"value": metric.key}).astype({"step": int})
-    return curves(key, title, caption, table, metric.key, metric.label, look)
+    return curves(key, title, caption, table, metric.key, metric.label, subject.look)
 
 
 def _matrices(collected: Collected, task: str, key: str, panel: str) -> tuple[Matrices, ...]:

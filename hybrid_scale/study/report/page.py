@@ -156,7 +156,7 @@ def _task(plan: Plan, collected: Collected, judged: Judged, name: str, position:
         about=_about(plan, name),
         metrics=metrics,
         groups=headline(found, metrics, start),
-        panels=figures.panels(collected, name, key, found, metrics, start, look),
+        panels=figures.panels(figures.Subject(collected, name, found, metrics, start, look), key),
         data=frames.means(found),
         multilingual=crosses_languages(found),
         compared=tables.comparison_table(f"{key}-compared", compared) if compared else None,

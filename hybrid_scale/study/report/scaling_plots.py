@@ -53,14 +53,18 @@ def differences(key: str, comparisons: Sequence[Comparison], look: Mapping[str, 
             axes.plot(x, y, marker=style.marker, color=style.colour, markersize=6, linewidth=1.4)
             for at, point in zip(x, points, strict=True):
                 if point.interval is not None:
-                    axes.plot([at, at], [point.interval.low, point.interval.high], color=style.colour, linewidth=1.6, alpha=0.7)
+                    axes.plot([at, at], [point.interval.low, point.interval.high], color=style.colour, linewidth=2.4, alpha=0.6)
+                if point.both is not None:
+                    axes.plot([at, at], point.both.interval(), color=style.colour, linewidth=0.9)
             ends.append((line[0], x[-1], y[-1]))
         _size_axis(axes, [p.size for p in shown if p.size is not None])
         better = "above" if metric.higher_is_better else "below"
         axes.set(ylabel=f"difference ({better} 0: hybrid is better)")
         axes.margins(y=0.1)
         keep_apart(axes, ends, look)
-        caption = "Bars: BCa intervals of 95 % over parallel questions. They hold the chance of questions, not of training."
+        caption = "Thick bars: BCa intervals of 95 % over parallel questions: the chance of questions, not of training."
+        if any(p.both for p in shown):
+            caption += " Thin bars: 95 % of questions and seeds."
         if any(p.interval is None for p in shown):
             caption += " Points without a bar: no table of single queries."
         drawn = svg.inline(figure, key, title, caption)

@@ -80,7 +80,7 @@ def comparison_table(key: str, found: Sequence[Comparison]) -> Table:
             Cell(each.metric.label),
             Cell(f"{each.difference:+.{each.metric.decimals}f}"),
             *_tested(each),
-            Cell(_seeds(each), sort=str(each.seeds.count)),
+            Cell(str(each.seeds.count)),
             Cell(_both(each.both, each.metric.decimals)),
             Cell(each.outcome),
         ]
@@ -110,19 +110,11 @@ def _p(value: float | None) -> str:
     return NOTHING if value is None else "< .0001" if value < 0.0001 else f"{value:.4f}"
 
 
-def _seeds(each: Comparison) -> str:
-    """Number of seeds, and where there are several the interval of the difference over them."""
-    if each.seeds.low is None:
-        return str(each.seeds.count)
-    places = each.metric.decimals
-    return f"{each.seeds.count}: [{each.seeds.low:+.{places}f}, {each.seeds.high:+.{places}f}]"
-
-
 # ----------------------------------------------------------------------------------------------------------------- trends
 
 TURNED = (
     *("arm", "minus", "measure", "sizes", "change for ten times the parameters", "95 % of questions", "p", "p (Holm)"),
-    *("95 % of questions and seeds", "verdict"),
+    *("seeds", "95 % of questions and seeds", "verdict"),
 )
 
 
@@ -135,22 +127,29 @@ def trend_table(key: str, found: Sequence[Trend]) -> Table:
             Cell(str(len(each.sizes))),
             Cell(f"{each.slope:+.{each.metric.decimals}f}"),
             *_tested(each),
+            Cell(str(each.seeds) if each.seeds else NOTHING),
             Cell(_both(each.both, each.metric.decimals)),
             Cell(each.outcome if not each.refusal else f"not tested: {each.refusal}"),
         ]
         for each in found
     ]
-    if len({each.series for each in found}) > 1:
-        rows = [[Cell(each.series or NOTHING), *row] for each, row in zip(found, rows, strict=True)]
-        return Table(key, "Differences over model size", ("series", *TURNED), rows, trends_frame(found))
-    return Table(key, "Differences over model size", TURNED, rows, trends_frame(found))
+    return Table(key, "Differences over model size", *_with_series(found, TURNED, rows), trends_frame(found))
+
+
+def _with_series(
+    found: Sequence[Trend | Law], heads: tuple[str, ...], rows: list[list[Cell]]
+) -> tuple[tuple[str, ...], list[list[Cell]]]:
+    """Heads and rows with the series before them, where there are several."""
+    if len({each.series for each in found}) < 2:
+        return heads, rows
+    return ("series", *heads), [[Cell(each.series or NOTHING), *row] for each, row in zip(found, rows, strict=True)]
 
 
 # ------------------------------------------------------------------------------------------------------------------- laws
 
 
 FITTED = (
-    *("series", "arm", "quantity", "sizes", "exponent", "95 % (bootstrap)"),
+    *("arm", "quantity", "sizes", "exponent", "95 % (bootstrap)"),
     *("error of a size left out", "largest size: predicted / measured", "why no exponent"),
 )
 
@@ -163,7 +162,6 @@ def law_table(key: str, found: Sequence[Law]) -> Table:
         stated = not law.refusal and law.exponent is not None
         rows.append(
             [
-                Cell(each.series or "all"),
                 Cell(each.arm),
                 Cell(each.quantity),
                 Cell(str(len(law.sizes))),
@@ -174,7 +172,7 @@ def law_table(key: str, found: Sequence[Law]) -> Table:
                 Cell(law.refusal or NOTHING),
             ]
         )
-    return Table(key, "Power laws", FITTED, rows, laws_frame(found))
+    return Table(key, "Power laws", *_with_series(found, FITTED, rows), laws_frame(found))
 
 
 # ------------------------------------------------------------------------------------------------------------------- cost

@@ -44,8 +44,8 @@ def answers(
 ) -> list[Answer]:
     """What the top of the report says, in order."""
     return [
-        *_trade_off(comparisons),
         *_with_size(comparisons, trends),
+        *_trade_off(comparisons),
         *_exponents(laws),
         *_cost(points, bool(runs["gpu"].any())),
         *_forecast(runs),
@@ -133,9 +133,8 @@ def _turn(trend: Trend, comparisons: Sequence[Comparison]) -> str:
     line = [each for each in comparisons if (each.task, each.series, each.arm, each.rival, each.metric.key) == key]
     line = sorted((each for each in line if each.size is not None), key=lambda each: each.size or 0.0)
     interval = f" [{trend.interval.low:+.4f}, {trend.interval.high:+.4f}]" if trend.interval else ""
-    ends = f"{_at(line[0])}, {_at(line[-1])}"
-    turn = f"{trend.slope:+.4f}{interval} for ten times the parameters, {TURNS[trend.outcome]}"
-    return f"{trend.arm} minus {trend.rival}, {trend.metric.label}: {ends}; {turn}"
+    turn = f"{TURNS[trend.outcome]}: {trend.slope:+.4f}{interval} for ten times the parameters"
+    return f"{trend.arm} minus {trend.rival}, {trend.metric.label}: {turn} ({_at(line[0])}, {_at(line[-1])})"
 
 
 def _first(lines: Sequence[str]) -> tuple[str, ...]:

@@ -63,6 +63,7 @@ def trends_frame(found: Sequence[Trend]) -> pd.DataFrame:
             "largest": max(each.sizes),
             "slope_per_tenfold": each.slope,
             **_tested(each),
+            "seeds": each.seeds,
             "verdict": each.outcome,
             "refusal": each.refusal,
         }

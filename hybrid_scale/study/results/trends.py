@@ -5,7 +5,6 @@ answer the same questions with the same seeds, so it is paired as the difference
 chance is that of questions and seeds; the sizes are those of the study, not a sample. Knows no HTML.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +39,8 @@ class Trend:
     adjusted: float | None = None
     """p after Holm over all trends of the study."""
     both: Crossed | None = None
+    seeds: int = 0
+    """Seeds finished at every size, which alone count."""
     refusal: str = ""
 
     @property
@@ -56,9 +57,11 @@ class Trend:
 
 def trends(comparisons: Sequence[Comparison]) -> list[Trend]:
     """One for each task, series, pair of arms and measure with two sizes or more; untested ones carry a `refusal`."""
-    sized = sorted((each for each in comparisons if each.size is not None), key=_line)
-    lines = [sorted(line, key=_size) for _, line in itertools.groupby(sized, key=_line)]
-    lines = [line for line in lines if len({each.size for each in line}) > 1]
+    by_line: dict[tuple[str, ...], list[Comparison]] = {}
+    for each in sorted((each for each in comparisons if each.size is not None), key=_size):
+        by_line.setdefault(_line(each), []).append(each)
+    wanted = dict.fromkeys(map(_line, comparisons))  # in the order in which they are compared
+    lines = [by_line[key] for key in wanted if len({each.size for each in by_line.get(key, ())}) > 1]
     resamples = max(RESAMPLES, PER_TEST * len(lines))
     found = [_trend(line, resamples) for line in lines]
     adjusted = iter(holm([each.test.p for each in found if each.test is not None]))
@@ -94,6 +97,7 @@ def _trend(line: Sequence[Comparison], resamples: int) -> Trend:
         interval=bootstrap(questions),
         test=sign_flip_test(questions, resamples),
         both=crossed(parts),
+        seeds=len(seeds),
     )
 
 
