@@ -65,6 +65,11 @@ def prepare_parts(given: argparse.Namespace, chosen: dict[str, Any], parts: Sequ
     if (given.out / "manifest.json").exists():
         rule = f"{chosen['name']} comes in {len(parts)} parts, a folder of sets"
         raise DataError(describe(str(given.out), "a prepared set", rule, "Choose another --out."))
+    path = chosen.get("path")
+    absent = [part for part in parts if path and not (Path(path) / part).is_dir()]
+    if absent:
+        rule = f"needs a folder for each of its {len(parts)} parts; missing: {', '.join(absent)}"
+        raise DataError(describe(str(path), chosen["name"], rule, "Leave --path out to read them from the Hub."))
     for part in parts:
         if (given.out / part / "manifest.json").is_file():
             print(f"{given.out / part}: is there, kept")

@@ -39,11 +39,11 @@ def is_in_parts(directory: Path | str) -> bool:
 def open_sets(directory: Path | str) -> list[RetrievalSet]:
     """The prepared set of a folder, or those of its parts by name.
 
-    Raises DataError: not prepared, sets that don't name one whole, parts of a known whole missing.
+    Raises DataError: not prepared, nothing relevant, sets that don't name one whole, parts of a known whole missing.
     """
     if not is_in_parts(directory):
-        return [RetrievalSet(directory)]
-    tasks = [RetrievalSet(path.parent) for path in sorted(Path(directory).glob("*/manifest.json"))]
+        return [_judged(RetrievalSet(directory))]
+    tasks = [_judged(RetrievalSet(path.parent)) for path in sorted(Path(directory).glob("*/manifest.json"))]
     wholes = {task.manifest.get("part_of") for task in tasks}
     if len(wholes) > 1 or None in wholes:
         named = ", ".join(f"{task.name} of {task.manifest.get('part_of')}" for task in tasks[:4])
@@ -56,11 +56,21 @@ def open_sets(directory: Path | str) -> list[RetrievalSet]:
     return tasks
 
 
+def _judged(task: RetrievalSet) -> RetrievalSet:
+    """The set. Raises DataError where nothing can be measured on it."""
+    if not (task.qrels[:, 2] > 0).any():
+        rule = "a passage that answers a query has a score above 0"
+        raise DataError(
+            describe(str(task.directory), f"{len(task.qrels)} judgments, none above 0", rule, "Prepare other judgments.")
+        )
+    return task
+
+
 def one_set(directory: Path | str, why: str) -> RetrievalSet:
     """The set of a folder. Raises DataError, with `why`, for a set in parts."""
     if is_in_parts(directory):
         raise DataError(describe(str(directory), "a set in parts", why, "Name one of its parts."))
-    return RetrievalSet(directory)
+    return _judged(RetrievalSet(directory))
 
 
 def beside(folder: Path, directory: Path | str, task: RetrievalSet) -> Path:

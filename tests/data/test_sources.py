@@ -135,6 +135,9 @@ def test_plain_squad_is_refused(tmp_path: Path) -> None:
         match=r"en\.json: found \"KeyError: 'sentence_breaks'\"; LAReQA's layout is .* Fetch the files from LAReQA: git clone",
     ):
         list(xquad_r.read(tmp_path))
+    write_lareqa(tmp_path / "en.json")
+    with pytest.raises(DataError, match=r"en\.json: found 'ValueError: no paragraph'"):
+        list(xquad_r.read(tmp_path))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="a folder of LAReQA's files is needed"):
         list(xquad_r.read(tmp_path / "empty"))
@@ -514,6 +517,9 @@ def test_belebele_languages(belebele_folder: Path) -> None:
         list(belebele.read(str(belebele_folder), ("de",)))
     with pytest.raises(ConfigError, match="own names"):
         list(belebele.read(languages=("en",)))
+    (belebele_folder / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: found 'no such files'; Belebele's <variant>\.jsonl"):
+        list(belebele.read(str(belebele_folder / "empty")))
     codes = {"eng_Latn": "en", "arb_Arab": "ar", "arb_Latn": "ar-Latn", "ary_Arab": "ary", "swh_Latn": "sw", "zho_Hans": "zh"}
     codes |= {"hin_Latn": "hi-Latn", "ell_Grek": "el", "npi_Deva": "ne", "pes_Arab": "fa", "khm_Khmr": "km"}
     assert {variant: belebele.code_of(variant) for variant in codes} == codes
@@ -672,6 +678,8 @@ def test_options_are_typed_by_the_readers_signature() -> None:
         ("xquadr", {}, "source: found 'xquadr'; no such source. Did you mean 'xquad_r'?"),
         ("beir", {}, "source beir: found 'no path'; this source needs it. Give --path."),
         ("pairs", {}, "source pairs: found 'no paths'; this source needs it. Give --path."),
+        ("beir_set", {}, "source beir_set: found 'no name'; this source needs it. Give --option name=VALUE."),
+        ("xquad", {"languages": " ,"}, "source xquad: languages: found ' ,'; names nothing. Leave it out to take all."),
         ("beir", {"path": ["a", "b"]}, "source beir: path: found ['a', 'b']; takes one value."),
         ("demo", {"splits": "test"}, "source demo: found 'splits'; no such option. Did you mean 'split'?"),
         ("xquad_r", {"path": "x", "with_context": "yes"}, "source xquad_r: with_context: found 'yes'; must be true or false."),

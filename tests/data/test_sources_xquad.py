@@ -141,9 +141,11 @@ def test_what_the_hub_lacks_says_where_it_is(cache: Path, tmp_path: Path, capsys
         list(xquad_r.read(Path("google-research-datasets/xquad_r")))
     with pytest.raises(DataError, match=r"mlqa: found 'no sentence_breaks'; .* 354d67d1cd066854cdfbf5ad0e6105528976141d"):
         list(mlqa_r.read(Path("facebook/mlqa")))
-    for path in ("you/elsewhere", "no/such/folder"):
-        with pytest.raises(DataError, match=r"neither a folder nor a repository .* lareqa/xquad-r"):
-            list(xquad_r.read(Path(path)))
+    with pytest.raises(DataError, match=r"neither a folder nor a repository .* lareqa/xquad-r"):
+        list(xquad_r.read(Path("you/elsewhere")))
+    for path in (tmp_path / "nowhere", Path("no/such/folder"), Path("folder")):
+        with pytest.raises(DataError, match=r"found 'no such folder'; nor is it an id of the Hub"):
+            list(xquad_r.read(path))
     with pytest.raises(DataError, match="neither a folder nor a repository"):
         list(xquad_r.read(Path("me/lareqa"), revision="f" * 40))
     out = tmp_path / "out"

@@ -10,7 +10,9 @@ import pytest
 from pyarrow import parquet
 
 from hybrid_scale.data.prepared import RetrievalSet
+from hybrid_scale.data.records import Judgment, Passage, Query, Record
 from hybrid_scale.data.sources.beir_sets import FORUMS
+from hybrid_scale.data.writing import write_retrieval
 from hybrid_scale.errors import DataError
 from hybrid_scale.retrieval.parts import join_tables, mean_of, one_set, open_sets
 from launch import baselines, evaluate, prepare, tradeoff
@@ -145,6 +147,23 @@ def test_cqadupstack_is_prepared_at_once_and_goes_on(tmp_path: Path, capsys: pyt
     assert {task.manifest["evaluation"] for task in tasks} == {"beir/cqadupstack"}
     assert prepare.main([*given[:-1], str(out / "gis")]) == 2
     assert "comes in 12 parts" in capsys.readouterr().err
+
+
+def test_parts_that_have_no_folder_are_told_before_one_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of one set must not be taken for each of the twelve."""
+    (tmp_path / "raw" / "gis").mkdir(parents=True)
+    (tmp_path / "raw" / "corpus.jsonl").write_text('{"_id": "1", "text": "x"}\n')
+    given = ["beir_set", "--option", "name=cqadupstack", "--path", str(tmp_path / "raw"), "--out", str(tmp_path / "out")]
+    assert prepare.main(given) == 2
+    assert "missing: android, english, gaming, mathematica" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_without_a_relevant_passage_is_refused(tmp_path: Path) -> None:
+    records: list[Record] = [Passage("t", "p", "en", "x"), Query("t", "q", "en", "x", "q"), Judgment("t", "q", "p", 0)]
+    write_retrieval(records, tmp_path / "set", {"name": "test"})
+    with pytest.raises(DataError, match="set: found '1 judgments, none above 0'"):
+        open_sets(tmp_path / "set")
 
 
 def test_tables_are_joined_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from babel.core import get_global
 from hybrid_scale.data.records import Bad, Judgment, Passage, Query, Record
 from hybrid_scale.data.sources.common import BadRow, Row, json_rows, require_languages
 from hybrid_scale.data.sources.hub import HubData
-from hybrid_scale.errors import ConfigError, describe
+from hybrid_scale.errors import ConfigError, DataError, describe
 
 HUB = "facebook/belebele"
 
@@ -45,6 +45,9 @@ Variant = tuple[str, Iterator[Row | Bad]]
 
 def _from_folder(folder: Path, languages: tuple[str, ...]) -> list[Variant]:
     files = {file.name.partition(".")[0]: file for file in sorted(folder.glob("*_*.jsonl*"))}
+    if not files:
+        rule = "Belebele's <variant>.jsonl, such as eng_Latn.jsonl, are needed"
+        raise DataError(describe(str(folder), "no such files", rule, "Check the path."))
     known = {code_of(variant): variant for variant in files} | {variant: variant for variant in files}
     require_languages(str(folder), languages, set(known))
     chosen = [known[name] for name in languages] if languages else list(files)

@@ -33,6 +33,7 @@ WHERE = {
     ),
 }
 """Folder of LAReQA's repository -> how to get it."""
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 LANGUAGE = re.compile(r"[a-z]{2,3}")
 
 
@@ -103,13 +104,15 @@ def _from_hub(name: str, repository: str, revision: str) -> Path:
         raise DataError(
             describe(repository, "no sentence_breaks", "candidates are the sentences that LAReQA published", WHERE[name])
         )
+    if not REPOSITORY.fullmatch(repository):
+        raise DataError(describe(repository, "no such folder", "nor is it an id of the Hub, USER/NAME", WHERE[name]))
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         wanted = ["*.json", "*.json.gz"]
         return Path(snapshot_download(repository, repo_type="dataset", revision=revision or None, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         found = f"{type(error).__name__}: {error}".splitlines()[0]
         rule = "neither a folder nor a repository of data sets on the Hub that can be read"
         raise DataError(describe(repository, found, rule, WHERE[name])) from error
@@ -123,6 +126,8 @@ def _paragraphs(lang: str, file: Path) -> Iterator[_Paragraph]:
             raise DataError(f"{file}:{error.lineno}: not JSON: {error.msg} at column {error.colno}.") from None
     try:
         paragraphs = [paragraph for article in tree["data"] for paragraph in article["paragraphs"]]
+        if not paragraphs:
+            raise ValueError("no paragraph")
         for number, paragraph in enumerate(paragraphs):
             breaks = [(int(start), int(end)) for start, end in paragraph["sentence_breaks"]]
             name = f"{lang}:p{number:04d}"

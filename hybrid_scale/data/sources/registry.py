@@ -69,7 +69,8 @@ def options(name: str, given: Mapping[str, str | list[str]]) -> dict[str, Any]:
         result[key] = _parse(f"source {name}: {key}", value, types[key])
     for key, parameter in inspect.signature(read).parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in result:
-            raise ConfigError(describe(f"source {name}", f"no {key}", "this source needs it", f"Give --{key.removesuffix('s')}."))
+            give = "--path" if key in ("path", "paths") else f"--option {key}=VALUE"
+            raise ConfigError(describe(f"source {name}", f"no {key}", "this source needs it", f"Give {give}."))
     return result
 
 
@@ -81,7 +82,10 @@ def _parse(where: str, value: str | list[str], kind: Any) -> Any:
         raise ConfigError(describe(where, values, "takes one value"))
     text = values[0]
     if kind == tuple[str, ...]:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+        parts = tuple(part.strip() for part in text.split(",") if part.strip())
+        if not parts:
+            raise ConfigError(describe(where, text, "names nothing", "Leave it out to take all."))
+        return parts
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise ConfigError(describe(where, text, "must be true or false"))
