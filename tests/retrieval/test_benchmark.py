@@ -1,6 +1,7 @@
 """A model over a retrieval set: sharded encoding and search against one text at a time and a plain sort."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,22 @@ def test_files_of_a_run(folder, tmp_path):
         evaluate_run(config, run, load_text_encoder(config), lambda batch: embedder(**batch), step)
     assert sorted(path.name for path in run.evaluations.iterdir()) == ["test.json", "test.parquet", "test.step-5.json"]
     assert json.loads((run.evaluations / "test.step-5.json").read_text())["step"] == 5
+
+
+def test_a_run_scores_a_set_in_parts_as_one(folder, tmp_path):
+    """One JSON file and one table in `eval/`, the mean of what its parts score alone."""
+    for part in ("gis", "tex"):
+        shutil.copytree(folder / "test", tmp_path / "forums" / part)
+        manifest = tmp_path / "forums" / part / "manifest.json"
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "part_of": "forums", "part": part}))
+    sets = [str(tmp_path / "forums"), str(folder / "test")]
+    config = make_config(folder, run={"directory": str(tmp_path / "run")}, data={"evaluate": sets})
+    embedder, run = load_embedder(config.model, 0).eval(), RunDirectory(tmp_path / "run")
+    for step in (5, None):
+        evaluate_run(config, run, load_text_encoder(config), lambda batch: embedder(**batch), step)
+    names = ["forums.json", "forums.parquet", "forums.step-5.json", "test.json", "test.parquet", "test.step-5.json"]
+    assert sorted(path.name for path in run.evaluations.iterdir()) == names
+    whole, alone = (json.loads(run.evaluation_file(name).read_text()) for name in ("forums", "test"))
+    assert whole["metrics"] == pytest.approx(alone["metrics"], abs=1e-12)
+    assert whole["parts"] == {"gis": alone["metrics"], "tex": alone["metrics"]}
+    assert (whole["step"], whole["queries"]) == (None, 2 * alone["queries"])
