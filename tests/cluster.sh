@@ -8,7 +8,7 @@
 # HS_CLUSTER: ports (below) or none, to try the tests without a cluster.
 # As root a node has a network namespace of its own (its own host name, address, loopback and ports, no way out), as on a real
 # cluster; otherwise, or with HS_CLUSTER=ports, both nodes share this host's. The partition `urgent` preempts `batch`, whose jobs
-# are told so by their --signal and requeued after 30 s. Needs Slurm with multiple-slurmd, as Debian builds it.
+# are told so by their --signal and requeued after 120 s. Needs Slurm with multiple-slurmd, as Debian builds it.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
 nodes=(node1 node2)
@@ -28,8 +28,9 @@ install() {
     if [ ! -e $policy ]; then ours=1 && printf '#!/bin/sh\nexit 101\n' >$policy && chmod 755 $policy; fi
     export DEBIAN_FRONTEND=noninteractive
     local code=0
-    { apt-get install -y -q --no-install-recommends slurm-wlm iproute2 ||
-        { apt-get update -q && apt-get install -y -q --no-install-recommends slurm-wlm iproute2; }; } >&2 || code=$?
+    local apt=(apt-get -q -y -o Acquire::Retries=0 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20)
+    { "${apt[@]}" install --no-install-recommends slurm-wlm iproute2 ||
+        { "${apt[@]}" update && "${apt[@]}" install --no-install-recommends slurm-wlm iproute2; }; } >&2 || code=$?
     if [ -n "$ours" ]; then rm -f $policy; fi
     [ "$code" = 0 ] || fail "apt-get couldn't install slurm-wlm"
 }
@@ -91,8 +92,9 @@ write_configuration() {
     else
         echo "SlurmdPort=$((port + 1))" >"$dir/slurm.conf"
     fi
-    # cred_expire: how long a requeued job waits; 5 is the least. FirstJobId: logs of an earlier cluster aren't taken for ours.
-    # MinJobAge: ended jobs stay known. preempt_send_user_signal: --signal is sent at a preemption too.
+    # cred_expire: how long a requeued job waits; 5 is the least, and a start that takes longer fails. FirstJobId: logs of an
+    # earlier cluster aren't taken for ours. MinJobAge: ended jobs stay known. preempt_send_user_signal: --signal is sent at a
+    # preemption too. Time limits: this machine may be slow, or stand still for a while.
     cat >>"$dir/slurm.conf" <<CONF
 ClusterName=test
 SlurmctldHost=$controller
@@ -101,7 +103,7 @@ SlurmUser=$(id -un)
 SlurmdUser=$(id -un)
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket=$dir/munge.sock,cred_expire=5
+AuthInfo=socket=$dir/munge.sock,cred_expire=10
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool-%n
 SlurmctldPidFile=$dir/slurmctld.pid
@@ -124,17 +126,20 @@ PreemptMode=REQUEUE
 JobRequeue=1
 SlurmctldParameters=preempt_send_user_signal
 SlurmdParameters=config_overrides
-KillWait=5
+KillWait=20
 MinJobAge=3600
 FirstJobId=$(($(date +%s) % 900000 + 1000))
 ReturnToService=2
 CompleteWait=0
 InactiveLimit=0
-TCPTimeout=2
+TCPTimeout=20
+MessageTimeout=100
+BatchStartTimeout=300
+UnkillableStepTimeout=600
 AccountingStorageType=accounting_storage/none
 NodeName=node1 $node1 Sockets=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=8000 State=UNKNOWN
 NodeName=node2 $node2 Sockets=1 CoresPerSocket=2 ThreadsPerCore=1 RealMemory=8000 State=UNKNOWN
-PartitionName=batch Nodes=ALL Default=YES MaxTime=01:00:00 DefaultTime=00:10:00 PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
+PartitionName=batch Nodes=ALL Default=YES MaxTime=01:00:00 DefaultTime=00:10:00 PriorityTier=1 PreemptMode=REQUEUE GraceTime=120
 PartitionName=urgent Nodes=ALL MaxTime=01:00:00 DefaultTime=00:10:00 PriorityTier=100 PreemptMode=OFF
 CONF
     echo "CgroupPlugin=cgroup/v1" >"$dir/cgroup.conf" # else slurmd looks for one, and fails where there is none
@@ -143,7 +148,7 @@ CONF
 # Up and down -----------------------------------------------------------------------------------------------------------
 
 idle_nodes() {
-    timeout 5 sinfo -h -N -p batch -o %T 2>/dev/null | grep -cx idle || true
+    timeout 20 sinfo -h -N -p batch -o %T 2>/dev/null | grep -cx idle || true
 }
 
 up() {
@@ -154,7 +159,7 @@ up() {
     if [ -e "$dir/tag" ]; then down; fi # what a killed session left
     mkdir -p "$dir/state" "$dir/spool-node1" "$dir/spool-node2"
     chmod 755 "$dir"
-    tag=hs$(($$ % 100000)) net=10.$((100 + $$ % 100)).$(($$ / 100 % 250)) port=$((21000 + $$ % 3000 * 3)) mode=ports
+    tag=hs$(($$ % 100000)) net=198.$((18 + $$ % 2)).$(($$ / 2 % 250)) port=$((12000 + $$ % 2000 * 3)) mode=ports
     if can_have_namespaces; then mode=namespaces; fi
     echo "$tag" >"$dir/tag"
     trap 'if [ $? != 0 ]; then tail -n 5 "$dir"/*.log >&2; "$0" down "$dir"; fi' EXIT
@@ -168,14 +173,14 @@ up() {
     for node in "${nodes[@]}"; do
         on "$node" slurmd -N "$node" >"$dir/slurmd-$node.out" 2>&1 || fail "slurmd doesn't start: $(tail -n 3 "$dir/slurmd-$node.out")"
     done
-    for _ in $(seq 150); do
+    for _ in $(seq 450); do
         if [ "$(idle_nodes)" = ${#nodes[@]} ]; then
             echo "$mode"
             return
         fi
         sleep 0.2
     done
-    fail "the nodes aren't idle after 30 s"
+    fail "the nodes aren't idle after 90 s"
 }
 
 ours() { # pid: one of our daemons, and alive

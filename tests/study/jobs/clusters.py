@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.ranks import free_port
+
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "tests" / "cluster.sh"
 OUTER = ("SLURM_", "SBATCH_", "HS_")
@@ -33,7 +35,7 @@ def wait(what: str, happened: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.1)
 
 
-def call(command: list[str], env: dict[str, str], seconds: float = 120) -> "subprocess.CompletedProcess[str]":
+def call(command: list[str], env: dict[str, str], seconds: float = 600) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=seconds, check=False)
 
 
@@ -60,7 +62,7 @@ class Here:
     def preempt(self, study: Path) -> None:
         assert self.process
         self.process.terminate()
-        self.process.wait(120)
+        self.process.wait(600)
         self.start(study)
 
     def finish(self, seconds: float) -> None:
@@ -70,7 +72,8 @@ class Here:
     def train(self, config: Path, seconds: float) -> None:
         launcher = ["-m", "accelerate.commands.launch", "--use_deepspeed", "--deepspeed_multinode_launcher", "standard"]
         plain = ["--num_machines", "1", "--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        done = call([sys.executable, *launcher, *plain, "launch/train.py", str(config)], self.env, seconds)
+        port = ["--main_process_port", str(free_port())]
+        done = call([sys.executable, *launcher, *plain, *port, "launch/train.py", str(config)], self.env, seconds)
         assert done.returncode == 0, done.stderr
 
 
@@ -115,7 +118,7 @@ class Cluster(Here):
     def train(self, config: Path, seconds: float) -> None:
         """The job script by hand, as its head describes it; doesn't wait."""
         env = {**self.env, "HS_PROCESSES_PER_NODE": "1"}
-        options = ["--nodes=2", "--cpus-per-task=1", "--mem=3G", "--time=10", f"--output={config}.log"]
+        options = ["--nodes=2", "--cpus-per-task=1", "--mem=3G", "--time=60", f"--output={config}.log"]
         done = call(["sbatch", *options, "slurm/train.sbatch", str(config)], env)
         assert done.returncode == 0, done.stderr
 
