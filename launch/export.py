@@ -16,7 +16,7 @@ from typing import Any
 
 from hybrid_scale.config import RunConfig
 from hybrid_scale.data.text import load_text_encoder
-from hybrid_scale.errors import HybridScaleError, RunError, describe
+from hybrid_scale.errors import HybridScaleError, RunError, describe, explain
 from hybrid_scale.model.export import export, push
 from hybrid_scale.model.trained import FORMATS, Merging, Trained
 from hybrid_scale.runs import RunDirectory, read_json
@@ -85,8 +85,8 @@ def main(given: list[str] | None = None) -> int:
             print(f"step {trained.step} as {format}: {folder}")
         if chosen.push:
             print(push(chosen.to, chosen.push))
-    except HybridScaleError as error:
-        print(error, file=sys.stderr)
+    except (HybridScaleError, OSError) as error:
+        print(explain(error), file=sys.stderr)
         return 2
     return 0
 

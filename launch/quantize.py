@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hybrid_scale.errors import HybridScaleError
+from hybrid_scale.errors import HybridScaleError, explain
 from hybrid_scale.model.quantise import quantise
 
 
@@ -22,8 +22,8 @@ def main() -> int:
     given = parser.parse_args()
     try:
         manifest = quantise(given.model, given.out, given.dtype, given.revision, given.hash)
-    except HybridScaleError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (HybridScaleError, OSError) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
         return 2
     held = sum(path.stat().st_size for path in given.out.glob("*.safetensors"))
     print(f"{given.out}: {held / 1e9:.2f} GB in 4 bits from {manifest['source']['bytes'] / 1e9:.2f} GB")

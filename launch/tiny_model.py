@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from hybrid_scale.data.prepared import Pairs
-from hybrid_scale.errors import HybridScaleError
+from hybrid_scale.errors import HybridScaleError, ModelError, describe, explain
 from hybrid_scale.model.tiny import write_model, write_tokenizer
 
 
@@ -23,12 +23,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     try:
+        if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
+            found = "a non-empty folder" if given.out.is_dir() else "a file"
+            raise ModelError(describe(str(given.out), found, "a model is never overwritten", "Choose another --out."))
         pairs = Pairs(given.data)
         texts = (text for table in (pairs.queries, pairs.passages) for text in table.column("text"))
         tokenizer = write_tokenizer(texts, given.out, given.vocabulary)
         model = write_model(given.out, len(tokenizer), given.hidden, given.layers, given.heads, given.seed)
-    except HybridScaleError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (HybridScaleError, OSError) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
         return 2
     print(f"{given.out}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer):,} tokens")
     return 0

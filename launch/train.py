@@ -15,8 +15,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig, load_config
 from hybrid_scale.data.text import TextEncoder
-from hybrid_scale.errors import HybridScaleError, explain
+from hybrid_scale.errors import ConfigError, HybridScaleError, describe, explain, nearest
 from hybrid_scale.retrieval.benchmark import evaluate_run
+from hybrid_scale.retrieval.parts import open_sets
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.train.engine import Engine
 from hybrid_scale.train.run import dry_run, replay, train
@@ -25,6 +26,22 @@ from hybrid_scale.train.watch import EXIT_CODE, RankLost
 
 def evaluate(config: RunConfig, run: RunDirectory, encoder: TextEncoder, engine: Engine, step: int | None) -> None:
     evaluate_run(config, run, encoder, engine.embed, step)
+
+
+def check_sets(config: RunConfig) -> None:
+    """Open what will be scored when the training is over. Raises DataError; ConfigError for names that collide or are unknown."""
+    names = [Path(directory).name for directory in config.data.evaluate]
+    for directory in config.data.evaluate:
+        open_sets(directory)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        rule = "results are kept by the folder's name, and these stand for two sets"
+        raise ConfigError(describe("data.evaluate", twice, rule, "Rename one, or leave it out."))
+    best = config.training.keep_best
+    if best and best.partition(":")[0] not in names:
+        raise ConfigError(
+            describe("training.keep_best", best, "no such set in data.evaluate", nearest(best.partition(":")[0], names))
+        )
 
 
 def positive(text: str) -> int:
@@ -45,6 +62,8 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config, arguments.overrides)
+        if not arguments.replay:
+            check_sets(config)
         if arguments.dry_run:
             print(dry_run(config, arguments.ranks))
             return 0

@@ -26,7 +26,7 @@ class TextTable:
             with pa.memory_map(str(path)) as source:
                 self.table = pa.ipc.open_file(source).read_all()
         except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(describe(str(path), str(error).splitlines()[0], "a file of prepared data is needed", AGAIN)) from None
+            raise DataError(describe(str(path), _reason(error), "a file of prepared data is needed", AGAIN)) from None
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -132,8 +132,13 @@ def open_array(path: Path) -> np.ndarray:
     try:
         array: np.ndarray = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(describe(str(path), str(error).splitlines()[0], "a file of prepared data is needed", AGAIN)) from None
+        raise DataError(describe(str(path), _reason(error), "a file of prepared data is needed", AGAIN)) from None
     return array
+
+
+def _reason(error: Exception) -> str:
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return said.partition("\n")[0]
 
 
 def data_files(directory: Path) -> list[Path]:

@@ -77,7 +77,8 @@ def open_text(path: Path) -> Iterator[TextIO]:
     Raises DataError: it doesn't exist, not UTF-8 (with the line), a damaged .gz.
     """
     if not path.is_file():
-        raise DataError(describe(str(path), "no such file", "this file is needed", "Check the path."))
+        there = "a folder" if path.is_dir() else "no such file"
+        raise DataError(describe(str(path), there, "this file is needed", "Check the path."))
     try:
         with gzip.open(path, "rt", encoding="utf-8-sig") if _zipped(path) else open(path, encoding="utf-8-sig") as file:
             yield file

@@ -232,8 +232,11 @@ class HybridSampler:
         if not wanted or self._known_deals:
             return
         held = np.diff(self.pairs.negative_offsets)
-        used = np.concatenate([s.passage_rows() for stream in self.streams.values() for s in stream.strata])
-        short = used[held[used] < wanted]
+        used = np.zeros(len(held), bool)
+        for stream in self.streams.values():
+            for stratum in stream.strata:
+                used[stratum.passage_rows()] = True
+        short = np.flatnonzero(used & (held < wanted))
         if len(short):
             name = self.pairs.queries.column("id", self.pairs.query[short[:1]])[0]
             raise ConfigError(
@@ -241,7 +244,7 @@ class HybridSampler:
                     "sampler.hard_negatives",
                     wanted,
                     f"{len(short)} rows have fewer, the first is '{name}' with {held[short[0]]}",
-                    f"Use at most {held[used].min()}, or mine more.",
+                    f"Use at most {held[used].min()}, or mine more, or leave those rows out of the data.",
                 )
             )
 

@@ -254,6 +254,10 @@ def test_refuses_an_unknown_language(data):
     assert "found 'fr'" in refusal(data, languages=("fr",))
 
 
+def test_refuses_a_language_named_twice(data):
+    assert "sampler.languages: found 'en'; named twice" in refusal(data, languages=("en", "de", "en"))
+
+
 def test_refuses_cross_without_parallel_groups(tmp_path):
     data = pairs_from([(f"e{i}", f"e{i}", "en", "en") for i in range(60)], tmp_path / "train")
     assert "no group with passages in two languages" in refusal(data, arm="cross")
@@ -261,4 +265,4 @@ def test_refuses_cross_without_parallel_groups(tmp_path):
 
 def test_refuses_too_few_hard_negatives(tmp_path):
     data = parallel(tmp_path / "train", negatives=1)
-    assert "rows have fewer, the first is 'row0' with 1" in refusal(data, hard_negatives=2)
+    assert "360 rows have fewer, the first is 'row0' with 1" in refusal(data, hard_negatives=2)  # 120 groups x 3, each once
