@@ -5,7 +5,8 @@
 
 Several --nodes plan each; without --nodes a study's runs get the nodes and ranks of its own `resources`. Text lengths come from
 the prepared data's length tables; where there are none, from --query-tokens and --passage-tokens, or else every text is as long
-as its limit. --best replaces the config's shard group, micro-batches, kept tokens and checkpointing by the fastest that fit.
+as its limit. What a config leaves to the planner (`auto`) is chosen as the trainer will choose it on these GPUs. --best replaces
+the config's shard group, micro-batches, kept tokens and checkpointing by the fastest that fit.
 Exit code: 0 all fits, 1 something doesn't, 2 a mistake in the request.
 """
 
@@ -21,7 +22,8 @@ from hybrid_scale.errors import ConfigError, HybridScaleError, describe
 from hybrid_scale.planning.forecast import Texts, text_lengths
 from hybrid_scale.planning.hardware import GPUS, INTERCONNECTS, Cluster, make_cluster
 from hybrid_scale.planning.planner import best_run
-from hybrid_scale.study.estimate import StudyEstimate, as_values, estimate, memory_table, run_text, study_text
+from hybrid_scale.planning.table import memory_table
+from hybrid_scale.study.estimate import StudyEstimate, as_values, estimate, run_text, study_text
 from hybrid_scale.study.grid import plan_study
 
 
@@ -37,7 +39,11 @@ def main() -> int:
     except HybridScaleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps([values(plan) for plan in plans], indent=1) if arguments.json else text(plans, arguments.best))
+    print(
+        json.dumps([values(plan) for plan in plans], indent=1)
+        if arguments.json
+        else text(plans, arguments.best, arguments.markdown)
+    )
     return 1 if any(plan.problems for plan in plans) else 0
 
 
@@ -46,6 +52,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="a run or a study")
     parser.add_argument("settings", nargs="*", metavar="key=value")
     parser.add_argument("--gpu", default="h100", help=f"one of {', '.join(GPUS)} (default: h100)")
+    parser.add_argument("--gpu-memory", type=float, metavar="GIB", help="of a GPU that isn't in the table, or has less")
     parser.add_argument("--nodes", metavar="N[,N...]", help="nodes of a run (default: 1, or a study's own)")
     parser.add_argument("--gpus-per-node", type=int, help="default: 8, or without --nodes a study's own")
     parser.add_argument("--interconnect", default="ib-ndr", help=f"one of {', '.join(INTERCONNECTS)} (default: ib-ndr)")
@@ -54,7 +61,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--query-tokens", type=float, help="mean tokens of a query, prompt included")
     parser.add_argument("--passage-tokens", type=float, help="mean tokens of a passage")
     parser.add_argument("--best", action="store_true", help="the fastest settings that fit instead of the config's")
-    parser.add_argument("--json", action="store_true")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="bytes, seconds and settings as values")
+    form.add_argument("--markdown", action="store_true", help="the same tables for a paper's appendix")
     return parser.parse_intermixed_args()
 
 
@@ -81,12 +90,18 @@ def cluster(arguments: argparse.Namespace, run: Asked, nodes: int | None) -> Clu
     own = nodes is None  # the study's own machines, where it names some
     gpus = arguments.gpus_per_node if arguments.gpus_per_node is not None else (own and run.gpus_per_node) or 8
     nodes = nodes if nodes is not None else run.nodes or 1
-    return make_cluster(arguments.gpu, nodes, gpus, arguments.interconnect, arguments.ports, arguments.price)
+    return make_cluster(
+        arguments.gpu, nodes, gpus, arguments.interconnect, arguments.ports, arguments.price, arguments.gpu_memory
+    )
 
 
 def read_runs(path: Path, settings: list[str]) -> list[Asked]:
     """The run of a run config, or the runs of a study file."""
-    if "study" in read_yaml(path):
+    tree = read_yaml(path)
+    if not {"study", "model", "training"} & tree.keys():
+        rule = "neither a run (data, model, training) nor a study (study)"
+        raise ConfigError(describe(str(path), list(tree), rule, "See launch/configs/."))
+    if "study" in tree:
         planned = plan_study(path, settings).runs
         return [Asked(run.id, run.config, run.resources.nodes, run.resources.ranks_per_node) for run in planned]
     config = load_config(path, settings)
@@ -100,14 +115,15 @@ def given_texts(arguments: argparse.Namespace, runs: list[Asked]) -> Texts | Non
     return text_lengths(runs[0].config, arguments.query_tokens, arguments.passage_tokens)
 
 
-def text(plans: list[StudyEstimate], best: bool) -> str:
+def text(plans: list[StudyEstimate], best: bool, markdown: bool) -> str:
     if len(plans[0].plans) > 1:
-        return "\n\n\n".join(study_text(plan) for plan in plans)
+        return "\n\n\n".join(study_text(plan, markdown) for plan in plans)
     (name,) = plans[0].plans
     each = [plan.plans[name] for plan in plans]
-    parts = [run_text(name, plan, None if best else best_run(plan.config, plan.cluster, plan.texts)) for plan in each]
+    others = [None if best else best_run(plan.config, plan.cluster, plan.texts) for plan in each]
+    parts = [run_text(name, plan, other, markdown) for plan, other in zip(each, others, strict=True)]
     if len(each) > 1:
-        parts.append(memory_table([(f"{plan.cluster.world} GPUs", plan) for plan in each]))
+        parts.append(memory_table([(f"{plan.cluster.world} GPUs", plan) for plan in each], markdown))
     return "\n\n".join(parts)
 
 

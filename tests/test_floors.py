@@ -18,7 +18,8 @@ MINIMUM_MODULES = 25
 """Far fewer than there are: guards against a walk that finds nothing."""
 
 PLANNING = tuple(
-    f"planning.{name}" for name in ("architecture", "hardware", "zero", "costs", "speed", "forecast", "search", "planner")
+    f"planning.{name}"
+    for name in ("architecture", "hardware", "zero", "costs", "speed", "forecast", "search", "planner", "table")
 )
 """In their order: each may import those before it."""
 PLAIN = ("errors", "config", "runs", *PLANNING, "statistics")

@@ -185,7 +185,8 @@ def find(base: str) -> Architecture:
     found = KNOWN.get(_key(base))
     if found is None:
         rule = "no folder with a config.json, not in the hub's cache, and not a model of the table"
-        raise ModelError(describe("model.base", base, rule, nearest(_key(base), KNOWN)))
+        remedy = f"{nearest(_key(base), KNOWN)} Or give a folder with its config.json."
+        raise ModelError(describe("model.base", base, rule, remedy))
     return replace(found, name=base)
 
 

@@ -73,6 +73,8 @@ class RunPlan:
     work: Work
     seconds: Seconds
     notes: tuple[str, ...]
+    planned: tuple[str, ...] = ()
+    """Of the settings, those that the config leaves to the planner."""
 
     @property
     def limit(self) -> float:
@@ -122,8 +124,10 @@ class RunPlan:
     def settings(self) -> list[str]:
         """The choices as `key=value` for launch/train.py."""
         training = self.config.training
-        engine = [] if training.engine == "plain" else ["training.deepspeed=ds_configs/zero_auto.json"]
-        engine += [] if training.engine == "plain" else [f"training.shard_group={self.group}"]
+        engine = ["training.deepspeed=ds_configs/zero_auto.json", f"training.shard_group={self.group}"]
+        if self.work.fetched or self.work.updated:  # offloads, as its JSON says
+            engine = [f"training.deepspeed={training.deepspeed}"]
+        engine = [] if training.engine == "plain" else engine
         return [
             *engine,
             f"training.max_tokens_per_micro_batch={training.max_tokens_per_micro_batch}",
@@ -143,12 +147,17 @@ def text_lengths(config: RunConfig, query: float | None = None, passage: float |
     `source` says which; where there are tables of several tokenizers or prompts, the newest are read.
     """
     limits = config.data.max_query_tokens, config.data.max_passage_tokens
+    for key, given in (("--query-tokens", query), ("--passage-tokens", passage)):
+        if given is not None and not (math.isfinite(given) and given >= 1):
+            raise ConfigError(describe(key, given, "a text has at least its end token", "State a mean length in tokens."))
+    query, passage = (None if n is None else min(n, limit) for n, limit in zip((query, passage), limits, strict=True))
     if query is not None and passage is not None:
-        return Texts(min(query, limits[0]), min(passage, limits[1]), "as given")
+        return Texts(query, passage, "as given")
     folders = sorted(Path(config.data.train).glob("lengths/*"), key=lambda path: path.stat().st_mtime)
     tables = [folder for folder in folders if all((folder / f"{name}.npy").is_file() for name in ("queries", "passages"))]
     if not tables:
-        source = f"assumed: every text as long as its limit (no length tables in {config.data.train}), an upper bound"
+        others = "every text" if query is passage else "passages" if query else "queries"
+        source = f"assumed: {others} as long as the limit (no length tables in {config.data.train}), an upper bound"
         return Texts(query or limits[0], passage or limits[1], source)
     means = [
         mean_tokens(np.load(tables[-1] / f"{name}.npy", mmap_mode="r"), limit)
@@ -297,6 +306,12 @@ class Forecaster:
 
     def _notes(self, config: RunConfig, lines: dict[str, float], host: dict[str, float]) -> tuple[str, ...]:
         notes = [f"text lengths {self.texts.source}"]
+        longest, positions = max(config.data.max_query_tokens, config.data.max_passage_tokens), self.architecture.positions
+        if positions is not None and longest > positions:
+            name = self.architecture.name
+            notes.append(
+                f"texts of up to {longest:,} tokens: {name} was made for {positions:,} positions; lower data.max_*_tokens"
+            )
         if host:
             notes.append(
                 "offload has low confidence: two published runs bound its memory (FSDP, 70B), none its time; PCIe at 60 % and the"

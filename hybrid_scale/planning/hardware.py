@@ -4,6 +4,7 @@ Memory: total in nvidia-smi. Rates: dense bfloat16 with float32 sums, bandwidths
 gets is `speed.Calibration`. No price is built in: clouds differ by a factor of three; `price` is a parameter.
 """
 
+import math
 import re
 from dataclasses import dataclass, replace
 
@@ -103,11 +104,16 @@ class Cluster:
         return f"{nodes}{self.gpus_per_node} x {self.gpu.name} ({self.gpu.memory / 2**30:.1f} GiB){links}"
 
 
-def find_gpu(name: str) -> Gpu:
-    """Raises ConfigError: not in the table."""
+def find_gpu(name: str, memory_gib: float | None = None) -> Gpu:
+    """The table's row, with the memory if it is stated; one that isn't in the table needs it. Raises ConfigError."""
     key = ALIASES.get(name.lower(), name.lower())
+    if memory_gib is not None and not (math.isfinite(memory_gib) and memory_gib > 0):
+        raise ConfigError(describe("--gpu-memory", memory_gib, "must be a size above 0 in GiB"))
+    if memory_gib is not None:
+        return replace(GPUS.get(key) or of_device(name, 2.0**30), memory=memory_gib * 2**30)
     if key not in GPUS:
-        raise ConfigError(describe("--gpu", name, "no such GPU in the table", nearest(key, [*GPUS, *ALIASES])))
+        remedy = f"Known: {', '.join(GPUS)}. For another state --gpu-memory GIB; an A100's rates are assumed for it."
+        raise ConfigError(describe("--gpu", name, "no such GPU in the table", remedy))
     return GPUS[key]
 
 
@@ -143,11 +149,12 @@ def make_cluster(
     interconnect: str = "ib-ndr",
     ports: int | None = None,
     price: float | None = None,
+    gpu_memory_gib: float | None = None,
 ) -> Cluster:
     """A cluster by names. Raises ConfigError: unknown names, or counts and prices below what makes sense."""
     for key, value in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node), ("--ports", 1 if ports is None else ports)):
         if value < 1:
-            raise ConfigError(describe(key, value, "must be at least 1"))
-    if price is not None and price < 0:
-        raise ConfigError(describe("--price", price, "must not be negative"))
-    return Cluster(find_gpu(gpu), nodes, gpus_per_node, find_interconnect(interconnect), ports, price)
+            raise ConfigError(describe(key, value, "must be at least 1", "State how many there are."))
+    if price is not None and not (math.isfinite(price) and price >= 0):
+        raise ConfigError(describe("--price", price, "must be a number that is not negative", "State what a GPU-hour costs."))
+    return Cluster(find_gpu(gpu, gpu_memory_gib), nodes, gpus_per_node, find_interconnect(interconnect), ports, price)

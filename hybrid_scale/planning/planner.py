@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from hybrid_scale.config import RunConfig
+from hybrid_scale.config import RunConfig, TokenBudget
 from hybrid_scale.errors import ConfigError, describe
 from hybrid_scale.planning.architecture import Architecture
 from hybrid_scale.planning.costs import ParameterCounts, shard_groups
@@ -107,7 +107,15 @@ def nearest_fit(
     shape: Architecture | None = None,
     counts: ParameterCounts | None = None,
 ) -> tuple[str, RunPlan] | None:
-    """What would have to change for the run to fit, least first: its settings, 4-bit weights, more nodes, another GPU."""
+    """What would have to change for the run to fit, least first: its settings, 4-bit weights, more nodes, another GPU.
+
+    A run that offloads goes on doing so where smaller budgets are enough.
+    """
+    forecaster = Forecaster(config, cluster, texts, shape=shape, counted=counts)
+    if forecaster.zero.offloads_weights or forecaster.zero.offloads_optimizer:
+        offloaded = _with_budgets(forecaster, BUDGETS)
+        if offloaded.fits:
+            return "smaller token budgets", offloaded
     for change, settings, machines in _changes(config, cluster):
         same = settings.model.quantization == config.model.quantization
         plan = best_run(settings, machines, texts, shape=shape, counts=counts if same else None)
@@ -142,10 +150,10 @@ def _as_configured(forecaster: Forecaster) -> RunPlan:
     forecaster.check()
     if not forecaster.config.training.planned:
         return forecaster.plan(forecaster.config, *_stage_and_group(forecaster))
-    return _with_budgets(forecaster)
+    return _with_budgets(forecaster, forecaster.config.training.planned)
 
 
-def _with_budgets(forecaster: Forecaster) -> RunPlan:
+def _with_budgets(forecaster: Forecaster, budgets: tuple[TokenBudget, ...]) -> RunPlan:
     """Open budgets, and with them a shard group that is open too, on the machines that a trainer sees.
 
     It doesn't see the interconnect: the choice is made for the built-in one, so that it is the same whatever is planned for.
@@ -153,12 +161,14 @@ def _with_budgets(forecaster: Forecaster) -> RunPlan:
     config, cluster = forecaster.config, forecaster.cluster
     places = (_stated_place(forecaster),) if _place_is_stated(forecaster) else _all_places(config, cluster)
     seen = Cluster(cluster.gpu, cluster.nodes, cluster.gpus_per_node)
-    search = Search(replace(forecaster, cluster=seen), config.training.planned, places, (config.model.gradient_checkpointing,))
+    search = Search(replace(forecaster, cluster=seen), budgets, places, (config.model.gradient_checkpointing,))
     chosen = search.best() or search.least()
     training = chosen.config.training
     if config.training.shard_group == "auto":
         training = training.model_copy(update={"shard_group": chosen.group})
-    return forecaster.plan(chosen.config.model_copy(update={"training": training}), chosen.stage, chosen.group)
+    group = ("shard_group",) if config.training.shard_group == "auto" else ()
+    plan = forecaster.plan(chosen.config.model_copy(update={"training": training}), chosen.stage, chosen.group)
+    return replace(plan, planned=(*config.training.planned, *group))
 
 
 def _all_places(config: RunConfig, cluster: Cluster) -> tuple[tuple[int, int], ...]:

@@ -4,7 +4,7 @@ Each run comes with its own cluster. Runs that differ in nothing that costs time
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from hybrid_scale.errors import HybridScaleError
 from hybrid_scale.planning.forecast import RunPlan, Texts, gib
 from hybrid_scale.planning.hardware import Cluster
 from hybrid_scale.planning.planner import best_run, nearest_fit, plan_run
+from hybrid_scale.planning.table import facts, host_table, memory_table, seconds, table, weights
 
 COSTLESS = {
     "run": True,
@@ -76,7 +77,7 @@ def estimate(runs: Iterable[tuple[str, RunConfig, Cluster]], texts: Texts | None
 # ------------------------------------------------------------------------------------------------------------------- text
 
 
-def study_text(study: StudyEstimate) -> str:
+def study_text(study: StudyEstimate, markdown: bool = False) -> str:
     """A line a kind of run, the sum, the memory of each model line by line, and what doesn't fit."""
     head = (
         "first of them",
@@ -93,11 +94,10 @@ def study_text(study: StudyEstimate) -> str:
     )
     rows = [head, *(_row(names, plan) for names, plan in study.kinds)]
     rows.append(("all", str(len(study.plans)), *[""] * 7, f"{study.gpu_hours:,.1f}", _money(study.cost)))
-    parts = [_aligned(rows), "", memory_table([(_title(plan), plan) for plan in _one_a_model(study)])]
+    parts = [table(rows, markdown), "", memory_table([(_title(plan), plan) for plan in _one_a_model(study)], markdown)]
     parts += [f"\n{names[0]} ({len(names)} runs): {_problem(plan)}" for names, plan in study.kinds if not plan.fits]
     notes = dict.fromkeys(note for _, plan in study.kinds for note in plan.notes)
-    parts += ["", *(f"note: {note}" for note in notes)]
-    return "\n".join(parts)
+    return "\n".join([*parts, "", *_notes(notes, markdown)])
 
 
 def _row(names: list[str], plan: RunPlan) -> tuple[str, ...]:
@@ -105,7 +105,7 @@ def _row(names: list[str], plan: RunPlan) -> tuple[str, ...]:
     zero = f"{plan.stage}, group {plan.group}" if plan.stage == 3 else str(plan.stage)
     schedule = f"{plan.schedule}, {plan.rounds}"
     model = plan.architecture.name.rpartition("/")[2]
-    times = (f"{plan.seconds.total:.2f}", f"{plan.hours:.1f}", f"{plan.gpu_hours * len(names):,.1f}")
+    times = (seconds(plan.seconds.total), f"{plan.hours:.1f}", f"{plan.gpu_hours * len(names):,.1f}")
     cost = _money(None if plan.cost is None else plan.cost * len(names))
     return (names[0], str(len(names)), model, str(plan.cluster.world), memory, zero, schedule, *times, cost)
 
@@ -118,49 +118,68 @@ def _title(plan: RunPlan) -> str:
     return f"{plan.architecture.name.rpartition('/')[2]}, {plan.cluster.world} x {plan.cluster.gpu.name}"
 
 
-def memory_table(plans: Sequence[tuple[str, RunPlan]]) -> str:
-    """GiB of one GPU by line, a column a plan."""
-    fullest = sorted((plan.lines for _, plan in plans), key=len, reverse=True)
-    names = list(dict.fromkeys(name for lines in fullest for name in lines))
-    rows = [("memory of a GPU, GiB", *(title for title, _ in plans))]
-    rows += [(name, *(_gib(plan.lines.get(name)) for _, plan in plans)) for name in names]
-    rows.append(("total", *(_gib(plan.memory) for _, plan in plans)))
-    rows.append(("usable", *(_gib(plan.limit) for _, plan in plans)))
-    return _aligned(rows)
-
-
-def run_text(name: str, plan: RunPlan, best: RunPlan | None = None) -> str:
+def run_text(name: str, plan: RunPlan, best: RunPlan | None = None, markdown: bool = False) -> str:
     """One run for a person; `best` (from `planner.best_run`) is shown where it is faster or the run doesn't fit."""
-    counts, seconds, work = plan.counts, plan.seconds, plan.work
-    quantised = f"{counts.quantised / 1e9:.2f} B of them in 4 bits, " if counts.quantised else ""
-    weights = f"{counts.total / 1e9:.2f} B weights, {quantised}{counts.trained / 1e6:,.1f} M trained"
-    cost = "" if plan.cost is None else f", cost {_money(plan.cost)}"
-    zero = f"ZeRO-{plan.stage}" + (f", weights shared by {plan.group}" if plan.stage == 3 else "")
-    of_step = f"{seconds.compute:.2f} computing, {seconds.gather:.2f} gathering beside it, {seconds.exchange:.2f} exchanging"
-    tokens = f"{plan.tokens:,.0f} tokens a rank and step, {plan.rounds} micro-batches, graphs of {plan.kept} kept"
-    bytes_ = f"{seconds.node_bytes / 1e9:,.1f} GB into a GPU, {seconds.between_bytes / 1e9:,.1f} GB into a node from others"
-    lines = {
-        "model": f"{plan.architecture.name}: {weights}",
-        "cluster": str(plan.cluster),
-        "sharding": zero + (", a second copy inside each group (hpZ)" if plan.hpz else ""),
-        "schedule": f"{plan.schedule}: {tokens}",
-        "work a rank and step": f"{work.flops / 1e12:,.1f} TFLOP; {bytes_}",
-        "seconds a step": f"{seconds.total:.2f}: {of_step}",
-        "training alone": f"{plan.config.training.max_steps:,} steps, {plan.hours:,.1f} h, {plan.gpu_hours:,.1f} GPU-hours{cost}",
-    }
-    text = [f"{name}", *(f"  {key:<22}{value}" for key, value in lines.items()), "", memory_table([("", plan)])]
-    text += [] if plan.fits else ["", str(plan.problem) if best else _problem(plan)]
+    parts = [f"### {name}\n" if markdown else name, facts(_facts(plan), markdown), "", memory_table([("", plan)], markdown)]
+    parts += ["", host_table(plan, markdown)] if plan.host else []
+    parts += [] if plan.fits else ["", str(plan.problem) if best else _problem(plan)]
     if best is not None and (not plan.fits or best.seconds.total < plan.seconds.total * 0.98):
         gain = "" if not plan.fits else f", {plan.seconds.total / best.seconds.total:.2f} times faster"
-        text += ["", f"fastest settings that fit: {best.seconds.total:.2f} s a step{gain}, {gib(best.memory)} ({best.schedule})"]
-        text += [f"  {' '.join(best.settings())}"]
-    return "\n".join([*text, "", *(f"note: {note}" for note in plan.notes)])
+        parts += [
+            "",
+            f"fastest settings that fit: {seconds(best.seconds.total)} s a step{gain}, {gib(best.memory)} ({best.schedule})",
+        ]
+        parts += [f"  {' '.join(best.settings())}"]
+    return "\n".join([*parts, "", *_notes(plan.notes, markdown)])
+
+
+def _facts(plan: RunPlan) -> dict[str, str]:
+    """What a run is, does in a step and takes, in a person's words."""
+    counts, took, work, training = plan.counts, plan.seconds, plan.work, plan.config.training
+    quantised = f"{weights(counts.quantised)} of them in 4 bits, " if counts.quantised else ""
+    sharding = f"ZeRO-{plan.stage}" if plan.stage else "none: a replica a GPU"
+    sharding += f", weights shared by {plan.group}" if plan.stage == 3 else ""
+    kept = training.max_kept_tokens or training.max_tokens_per_micro_batch
+    chosen = f"; {', '.join(plan.planned)}: chosen here, as the trainer will" if plan.planned else ""
+    several = plan.cluster.nodes > 1
+    moved = f"{took.node_bytes / 1e9:,.1f} GB into a GPU" + (
+        f", {took.between_bytes / 1e9:,.1f} GB into a node from others" if several else ""
+    )
+    moved += f", {took.host_bytes / 1e9:,.1f} GB over PCIe" if took.host_bytes else ""
+    of_step = (
+        f"{seconds(took.compute)} computing, {seconds(took.gather)} gathering beside it, {seconds(took.exchange)} exchanging"
+    )
+    of_step += f", {seconds(took.host)} waiting for host memory" if took.host else ""
+    rounds = f"{plan.rounds} micro-batch{'es' if plan.rounds > 1 else ''}"
+    cost = "" if plan.cost is None else f", cost {_money(plan.cost)}"
+    return {
+        "model": f"{plan.architecture.name}: {weights(counts.total)} weights, {quantised}{weights(counts.trained)} trained",
+        "cluster": str(plan.cluster),
+        "memory of a GPU": f"{gib(plan.memory)} of {gib(plan.limit)} usable" + ("" if plan.fits else ": does not fit"),
+        "sharding": sharding + (", a second copy inside each group (hpZ)" if plan.hpz else ""),
+        "tokens at once": f"{training.max_tokens_per_micro_batch:,} a micro-batch, graphs of {kept:,} kept,"
+        f" {training.max_tokens_per_embedding_batch:,} without gradients{chosen}",
+        "schedule": f"{plan.schedule}: {plan.tokens:,.0f} tokens a rank and step, {rounds}, graphs of {plan.kept} kept",
+        "work a rank and step": f"{_tera(work.flops)} TFLOP; {moved}",
+        "seconds a step": f"{seconds(took.total)}: {of_step}",
+        "training alone": f"{training.max_steps:,} steps, {plan.hours:,.2g} h, {plan.gpu_hours:,.1f} GPU-hours{cost}"
+        if plan.hours < 1
+        else f"{training.max_steps:,} steps, {plan.hours:,.1f} h, {plan.gpu_hours:,.1f} GPU-hours{cost}",
+    }
+
+
+def _tera(operations: float) -> str:
+    return f"{operations / 1e12:,.1f}" if operations >= 1e12 else f"{operations / 1e12:.2g}"
+
+
+def _notes(notes: Iterable[str], markdown: bool) -> list[str]:
+    return [f"{'* ' if markdown else 'note: '}{note}" for note in notes]
 
 
 def _problem(plan: RunPlan) -> str:
     found = nearest_fit(plan.config, plan.cluster, plan.texts)
     if found is None:
-        return f"{plan.problem}; no change that was tried lets it fit"
+        return f"{plan.problem}; nothing that was tried lets it fit: other settings, 4-bit weights, more nodes, larger GPUs"
     change, fitting = found
     return f"{plan.problem}; it fits with {change}: {' '.join(fitting.settings())} ({gib(fitting.memory)})"
 
@@ -169,25 +188,12 @@ def _money(cost: float | None) -> str:
     return "" if cost is None else f"{cost:,.0f}"
 
 
-def _gib(size: float | None) -> str:
-    return "" if size is None else f"{size / 2**30:.2f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns two spaces apart, the first to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
-    )
-
-
 # ------------------------------------------------------------------------------------------------------------------- JSON
 
 
 def as_values(plan: RunPlan) -> dict[str, Any]:
     """One plan as plain values: bytes, seconds, counts."""
-    seconds, counts = plan.seconds, plan.counts
+    took, counts = plan.seconds, plan.counts
     return {
         "model": plan.architecture.name,
         "gpu": plan.cluster.gpu.name,
@@ -197,6 +203,7 @@ def as_values(plan: RunPlan) -> dict[str, Any]:
         "parameters": {"quantised": counts.quantised, "frozen": counts.frozen, "trained": counts.trained},
         "memory_bytes": plan.lines,
         "total_bytes": plan.memory,
+        "host_bytes_a_node": plan.host,
         "usable_bytes": plan.limit,
         "fits": plan.fits,
         "problem": plan.problem,
@@ -208,9 +215,12 @@ def as_values(plan: RunPlan) -> dict[str, Any]:
         "kept_micro_batches": plan.kept,
         "tokens_a_rank_and_step": plan.tokens,
         "flops_a_rank_and_step": plan.work.flops,
-        "bytes_into_a_gpu": seconds.node_bytes,
-        "bytes_into_a_node": seconds.between_bytes,
-        "seconds": {"compute": seconds.compute, "gather": seconds.gather, "exchange": seconds.exchange, "step": seconds.total},
+        "bytes_into_a_gpu": took.node_bytes,
+        "bytes_into_a_node": took.between_bytes,
+        "seconds": {
+            **{"compute": took.compute, "gather": took.gather, "exchange": took.exchange, "host": took.host},
+            "step": took.total,
+        },
         "steps": plan.config.training.max_steps,
         "hours": plan.hours,
         "gpu_hours": plan.gpu_hours,

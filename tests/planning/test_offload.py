@@ -16,7 +16,7 @@ from hybrid_scale.planning.costs import (
 )
 from hybrid_scale.planning.forecast import RunPlan
 from hybrid_scale.planning.hardware import make_cluster
-from hybrid_scale.planning.planner import best_run, plan_run
+from hybrid_scale.planning.planner import best_run, nearest_fit, plan_run
 from hybrid_scale.planning.search import BUDGETS
 from tests.planning.test_plan import TEXTS, config
 from tests.test_floors import ROOT
@@ -131,3 +131,14 @@ def test_budgets_are_planned_beside_offload() -> None:
     off, on = plan(training=auto), plan_run(config(training={**auto, "shard_group": 8}), make_cluster("4090"), TEXTS)
     assert (off.stage, off.group, off.fits) == (3, 8, True)
     assert off.config.training.max_tokens_per_micro_batch > on.config.training.max_tokens_per_micro_batch
+
+
+def test_the_nearest_change_keeps_the_offload() -> None:
+    """A 70B on 2 x 24 GB with micro-batches that are too large: smaller ones fit, on the same machines."""
+    large = offloaded(training={"max_tokens_per_micro_batch": 12288})
+    found = nearest_fit(large, make_cluster("4090", 1, 2), TEXTS)
+    assert found is not None
+    assert found[0] == "smaller token budgets"
+    assert found[1].fits
+    assert found[1].settings()[0].endswith("zero3_offload.json")
+    assert not any("shard_group" in setting for setting in found[1].settings())

@@ -201,7 +201,7 @@ def test_deepspeed_json_is_read(tmp_path: Path) -> None:
 
 def test_text_lengths_come_from_the_prepared_data(tmp_path: Path) -> None:
     run = config(data={"train": str(tmp_path), "max_query_tokens": 64, "max_passage_tokens": 256})
-    assert text_lengths(run).source.startswith("assumed: every text as long as its limit")
+    assert text_lengths(run).source.startswith("assumed: every text as long as the limit")
     assert (text_lengths(run).query, text_lengths(run).passage) == (64, 256)
     tables = tmp_path / "lengths" / "0123"
     tables.mkdir(parents=True)
@@ -210,6 +210,10 @@ def test_text_lengths_come_from_the_prepared_data(tmp_path: Path) -> None:
     assert (text_lengths(run).query, text_lengths(run).passage) == (15, 178)
     assert text_lengths(run, query=30).query == 30
     assert text_lengths(run, 30, 999) == Texts(30, 256, "as given")
+    assert text_lengths(run, query=900).query == 64
+    for key, lengths in (("--query-tokens", (-4, None)), ("--passage-tokens", (30, float("nan"))), ("--query-tokens", (0, 5))):
+        with pytest.raises(ConfigError, match=f"{key}: found"):
+            text_lengths(run, *lengths)
 
 
 # Bad requests
@@ -225,12 +229,32 @@ def test_text_lengths_come_from_the_prepared_data(tmp_path: Path) -> None:
         ({}, {"gpu": "b200x"}, "--gpu: found 'b200x'; no such GPU"),
         ({}, {"nodes": 0}, "--nodes: found 0; must be at least 1"),
         ({}, {"interconnect": "token ring"}, "--interconnect: found 'token ring'"),
-        ({}, {"price": -1}, "--price: found -1; must not be negative"),
+        ({}, {"price": -1}, "--price: found -1; must be a number that is not negative"),
+        ({}, {"price": float("nan")}, "--price: found nan; must be a number"),
+        ({}, {"gpu": "b200x", "gpu_memory_gib": 0.0}, "--gpu-memory: found 0.0; must be a size above 0"),
     ],
 )
 def test_bad_requests(sections: dict[str, Any], cluster: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_run(config(**sections), make_cluster(**{"gpu": "h100", **cluster}), TEXTS)
+
+
+def test_a_gpu_outside_the_table_is_planned_by_its_memory() -> None:
+    plan = plan_run(config(), make_cluster("b200x", gpu_memory_gib=180), TEXTS)
+    assert str(plan.cluster) == "8 x b200x (180.0 GiB)"
+    assert any("no published run on a b200x" in note for note in plan.notes)
+    assert plan_run(config(), make_cluster("h100", gpu_memory_gib=40), TEXTS).limit == 40 * 2**30 * (1 - RESERVE)
+
+
+def test_texts_longer_than_the_model_was_made_for() -> None:
+    long = config(
+        model={"base": "gemma-2-9b"},
+        data={"max_passage_tokens": 10_000},
+        training={"max_tokens_per_micro_batch": 16384},
+    )
+    found = [note for note in plan_run(long, make_cluster("h100"), TEXTS).notes if "positions" in note]
+    assert found == ["texts of up to 10,000 tokens: gemma-2-9b was made for 8,192 positions; lower data.max_*_tokens"]
+    assert not any("positions" in note for note in plan_run(config(), make_cluster("h100"), TEXTS).notes)
 
 
 def test_an_unknown_model_is_refused() -> None:
@@ -310,6 +334,9 @@ def test_exit_codes_of_the_door() -> None:
     too_small = door("launch/configs/llama3.1_70b_hybrid.yaml", "--gpu", "4090")
     assert too_small.returncode == 1
     assert "does not fit: needs" in too_small.stdout
+    neither = door("launch/configs/site_example.yaml")
+    assert (neither.returncode, neither.stdout) == (2, "")
+    assert "neither a run (data, model, training) nor a study (study). See launch/configs/." in neither.stderr
     wrong = door("launch/configs/llama3.1_70b_hybrid.yaml", "--gpu", "h10")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("error: --gpu: found 'h10'")

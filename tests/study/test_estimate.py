@@ -97,5 +97,45 @@ def test_text_and_values_agree() -> None:
     assert values["seconds"]["step"] == plan.seconds.total
     shown = run_text("72b", plan)
     for name, size in plan.lines.items():
-        assert any(line.startswith(name) and line.endswith(f"{size / 2**30:.2f}") for line in shown.splitlines())
+        assert any(line.startswith(name) and line[len(name) :].split()[0] == f"{size / 2**30:.2f}" for line in shown.splitlines())
     assert "note: text lengths XQuAD-R" in shown
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_markdown_holds_the_same_numbers() -> None:
+    """Every table has a head, a rule and equally many cells in each row; the sum of a column is its total."""
+    study = estimate(runs(), TEXTS)
+    for text in (study_text(study, markdown=True), run_text("72b", study.plans["72b.mono.0"], markdown=True)):
+        blocks = [cells(block) for block in text.split("\n\n") if block.startswith("|")]
+        assert len(blocks) == 2
+        for rows in blocks:
+            assert {len(row) for row in rows} == {len(rows[0])}
+            assert all(set(cell) <= {"-", ":"} and len(cell) >= 3 for cell in rows[1])
+        memory = blocks[1][2:]
+        total = next(float(row[1]) for row in memory if row[0] == "total")
+        lines = [float(row[1]) for row in memory[: [row[0] for row in memory].index("total")] if row[1]]
+        assert sum(lines) == pytest.approx(total, abs=0.005 * len(lines))
+
+
+def test_every_line_is_explained() -> None:
+    """Of memory on the GPU and the host, resident and offloaded, NF4 and not, with and without checkpointing."""
+    offload = {"deepspeed": str(ROOT / "ds_configs/zero3_offload.json"), "shard_group": None, "offload_activations": True}
+    full = {"quantization": "none", "lora": None, "dtype": "float32", "gradient_checkpointing": False}
+    for sections in ({}, {"training": offload}, {"model": full}, {"model": full, "training": offload}):
+        plan = plan_run(config("Qwen/Qwen2.5-7B", **sections), FOUR, TEXTS)
+        shown = run_text("7b", plan).splitlines()
+        for name in (*plan.lines, *plan.host):
+            found = [line[len(name) :].split(maxsplit=1) for line in shown if line.startswith(f"{name} ")]
+            assert found
+            assert all(len(words) == 2 for words in found), name
+    assert any("what all layers of kept tokens save" in line for line in shown)
+
+
+def test_what_the_planner_chose_is_marked() -> None:
+    auto = config("Qwen/Qwen2.5-72B", training={"max_tokens_per_micro_batch": "auto", "max_kept_tokens": "auto"})
+    text = run_text("72b", plan_run(auto, FOUR, TEXTS))
+    assert "max_tokens_per_micro_batch, max_kept_tokens, shard_group: chosen here, as the trainer will" in text
+    assert "chosen here" not in run_text("72b", plan_run(config("Qwen/Qwen2.5-72B"), FOUR, TEXTS))
