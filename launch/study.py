@@ -72,7 +72,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:  # a full or read-only file system, no right to write
-        print(f"{error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        print(f"{error.filename or 'a file could not be written'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

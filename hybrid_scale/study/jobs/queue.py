@@ -102,7 +102,7 @@ def _view(found: Known, run: PlannedRun) -> View:
         train = training(read_status(directory), found.find(run.id, "train"), found.noted.get((run.id, "train")))
         job, noted = found.find(run.id, "evaluate"), found.noted.get((run.id, "evaluate"))
         scored = evaluation(len(left), failures(directory), job, noted, train) if sets else None
-    except RunError as error:
+    except (RunError, OSError) as error:  # OSError: a stale handle, a network file system that is away
         return View(run, State("broken", str(error)), None, left)
     return View(run, train, scored, left)
 

@@ -112,7 +112,7 @@ def contradiction(content: Mapping[str, Any], queries: Queries, name: str) -> st
         found = math.nan if values is None else macro_mean(values)
         if stated is None or math.isnan(found):
             continue
-        if abs(found - stated) > AGREEMENT * max(1.0, abs(found)):
+        if not abs(found - stated) <= AGREEMENT * max(1.0, abs(stated)):  # an infinite mean agrees with nothing
             shown = f"{name} says {key} {stated:.6g}, its single queries say {found:.6g}"
             return f"{shown}: a file was changed or belongs to another evaluation; its means don't count"
     return None

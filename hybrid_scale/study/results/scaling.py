@@ -118,9 +118,9 @@ def _interval(task: str, arm: Arm, metric: Metric, directories: Mapping[str, Pat
         file = RunDirectory(directories[arm.run_of[seed]]).evaluation_file(task).with_suffix(".parquet")
         try:
             values = read_queries(file).values(metric.key) if file.exists() else None
+            found = clusters(values) if values is not None else None
         except HybridScaleError:
             continue
-        found = clusters(values) if values is not None else None
         if found is not None and len(found) > 1:
             own = bootstrap(linear(found))
             moved = mean - own.estimate

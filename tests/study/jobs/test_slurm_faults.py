@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -208,6 +209,27 @@ def test_an_edited_run_is_refused_before_anything_starts(
         said_of(plan, again=True)
     assert fake.jobs == {}
     assert words(plan)[0] == ("planned", "planned"), "the others are still shown"
+
+
+def test_a_file_system_that_is_away_breaks_one_run_and_starts_nothing(
+    plan: Plan, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS answers when the file was replaced on another node."""
+    status = RunDirectory.status
+
+    def stale(run: RunDirectory) -> dict[str, Any]:
+        if run.path == plan.runs[1].directory:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(run.status_file))
+        return status(run)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDirectory, "status", stale)
+        assert [word for word, _ in words(plan)] == ["planned", "broken"]
+        with pytest.raises(RunError, match="Stale file handle"):
+            said_of(plan)
+    assert fake.jobs == {}
+    said_of(plan)
+    assert fake.names() == ALL
 
 
 def test_a_deleted_status_starts_nothing_twice(plan: Plan, fake: FakeSlurm) -> None:

@@ -84,6 +84,23 @@ def test_a_container_and_srun_arguments_reach_the_step(job: Job) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("script", "arguments"), [("train", ["RUN.yaml"]), ("evaluate", ["RUN", "data/nq"]), ("collect", ["STUDY"])]
+)
+def test_the_setup_of_a_site_may_read_what_isnt_set_and_must_not_fail(job: Job, script: str, arguments: list[str]) -> None:
+    """As conda's and Lmod's shell functions do. A module that isn't there ends the job before it trains with the wrong one."""
+    (job.run / "status.json").write_text(json.dumps({"status": "done"}))
+    arguments = [str(job.run) if word == "RUN" else word for word in arguments]
+    modules = 'module() { [ "$2" = cuda ] && export LOADED="$2$NEVER_SET"; }; '
+    job.start(
+        script, *arguments, HS_PROCESSES_PER_NODE="1", HS_ENV_SETUP=modules + "module load cuda", CALLS=str(job.folder / "calls")
+    )
+    assert len(job.sruns) >= 1
+    before = len(job.sruns)
+    done = job.start(script, *arguments, HS_PROCESSES_PER_NODE="1", HS_ENV_SETUP=modules + "module load none; true")
+    assert (done.returncode, len(job.sruns)) == (1, before)
+
+
 def test_a_stopped_run_that_cant_be_requeued_isnt_a_success(job: Job) -> None:
     """What depends on the job must not begin."""
     done = job.start("train", "RUN.yaml", HS_PROCESSES_PER_NODE="1", LEAVES=json.dumps({"status": "preempted"}))

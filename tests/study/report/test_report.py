@@ -1,4 +1,6 @@
+import errno
 import itertools
+import os
 import re
 import urllib.parse
 from html.parser import HTMLParser
@@ -13,6 +15,7 @@ from hybrid_scale.study.report.plots import looks, spread_apart
 from hybrid_scale.study.results.collect import collect
 from hybrid_scale.study.results.findings import Finding, findings
 from hybrid_scale.study.results.scores import Arm, Score, arms
+from launch import study as study_door
 from tests.study.fabricate import SCORES, fabricated, start, write_study
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "col"}
@@ -239,3 +242,17 @@ def test_labels_leave_each_other_room() -> None:
 def test_arms_keep_distinct_looks() -> None:
     given = looks([f"arm-{n}" for n in range(64)])
     assert len({(look.colour, look.marker) for look in given.values()}) == 64
+
+
+def test_a_folder_that_cant_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = fabricated(tmp_path, {"mono": SCORES["mono"]}, seeds=[0])
+
+    def read_only(*paths: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(paths[0]))
+
+    monkeypatch.setattr("os.replace", read_only)
+    monkeypatch.setattr("sys.argv", ["study.py", "report", plan.source])
+    assert study_door.main() == 2
+    assert re.search(r"study\.csv.*: Read-only file system", capsys.readouterr().err)

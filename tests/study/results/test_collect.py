@@ -8,8 +8,9 @@ import pytest
 from hybrid_scale.runs import RunDirectory, read_json, write_json
 from hybrid_scale.study.grid import Plan, plan_study
 from hybrid_scale.study.results.collect import collect, strangers, tidy, warnings, write_tables
+from hybrid_scale.study.results.scaling import priced
 from hybrid_scale.study.results.scores import arms, untrained
-from tests.study.fabricate import SCORES, fabricated, scaled, start, write_study
+from tests.study.fabricate import SCORES, fabricated, save_queries, scaled, single_queries, start, write_study
 
 ARMS = [{"name": arm, "set": {"sampler.arm": arm}} for arm in ("mono", "cross", "hybrid")]
 
@@ -217,3 +218,16 @@ def test_a_changed_run_is_told_at_the_top(tmp_path: Path) -> None:
     assert {told.split(";")[0] for _, told in warnings(collect(later).runs)} == {
         "started with other settings than the study file has now"
     }
+
+
+def test_infinity_in_a_table_of_queries_is_a_contradiction_and_no_end_of_the_report(tmp_path: Path) -> None:
+    plan = scaled(tmp_path, models=["7B"], seeds=[0], questions=4)
+    directory = RunDirectory(plan.runs[0].directory)
+    table = single_queries(4, 7, (0.02, 0, 0), 0)
+    table.loc[table.index[:12], "map"] = float("inf")
+    save_queries(directory, "xquad_r", table)
+    collected = collect(plan)
+    ((run, told),) = warnings(collected.runs)
+    assert run == plan.runs[0].id
+    assert "its single queries say inf" in told
+    assert [each.arm for each in priced(collected, {run.id: run.directory for run in plan.runs})] == ["cross", "hybrid"]
