@@ -48,6 +48,14 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if present() else torch.device("cpu")
 
 
+def label() -> str:
+    """What this process computes on: the GPU's name, its memory and how much of it is free; or `CPU`."""
+    if not present():
+        return "CPU"
+    free, total = torch.cuda.mem_get_info()
+    return f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+
+
 def synchronize() -> None:
     """Wait for everything that this process has asked of its GPU, copies to host memory included."""
     if present():

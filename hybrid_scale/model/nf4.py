@@ -137,6 +137,14 @@ def make_state(slot: Slot, dtype: torch.dtype, absmax: torch.Tensor, nested: tor
     )
 
 
+def round_trip(weights: torch.Tensor) -> torch.Tensor:
+    """Weights [n], n a multiple of BLOCK, quantised and back, in their type and on their device."""
+    slot = Slot("weight", (len(weights) // BLOCK, BLOCK), four_bit=True)
+    packed, scales = quantise_range(lambda start, stop: weights[start:stop], slot.weights, 0, slot.stored)
+    state = make_state(slot, weights.dtype, *compress_scales(scales))
+    return bnb_functional.dequantize_4bit(packed.view(slot.stored_shape), state).flatten()
+
+
 def dynamic_map(device: torch.device) -> torch.Tensor:
     """The code of the second quantisation, as `quantize_blockwise` takes it."""
     return bnb_functional.quantize_blockwise(torch.zeros(1, device=device), blocksize=NESTED_BLOCK)[1].code
