@@ -319,6 +319,9 @@ def run_door(action: Callable[[], object]) -> int:
         start()
         action()
         return 0
+    except BrokenPipeError:  # the reader of what is printed has gone, as `head` does
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the interpreter's last flush)
+        return 2
     except (HybridScaleError, OSError) as error:
         _say_once(explain(error))
         return 2

@@ -18,6 +18,7 @@ FILE.json holds the values of single queries. Files of another kind are never ov
 import argparse
 import hashlib
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from hybrid_scale.config import RunConfig, load_config
 from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.data.text import load_text_encoder
 from hybrid_scale.errors import RunError, describe
+from hybrid_scale.model.embedder import Embedder
 from hybrid_scale.model.load import load_embedder
 from hybrid_scale.retrieval.benchmark import trained_on
 from hybrid_scale.retrieval.encode import Encoding, encode_stored
@@ -127,18 +129,21 @@ def model_facts(config: RunConfig, checkpoint: Path | None) -> dict[str, Any]:
 
 
 class Model:
-    """A run's model, or its untrained base, on this rank's device: opened once, for all parts of a set."""
+    """A run's model, or its untrained base: loaded on this rank's device when the first text is embedded, once for all sets."""
 
     def __init__(self, chosen: argparse.Namespace):
         run = RunDirectory(chosen.run) if chosen.run else None
         self.config = run.config() if run else load_config(chosen.config)
-        checkpoint = checkpoint_of(run, chosen.best) if run else None
-        self.point = checkpoint.name if checkpoint else "base"
+        self.checkpoint = checkpoint_of(run, chosen.best) if run else None
+        self.point = self.checkpoint.name if self.checkpoint else "base"
         self.home = (run or RunDirectory(self.config.run.directory)).embeddings
-        embedder = load_embedder(self.config.model, self.config.run.seed, checkpoint / "adapter" if checkpoint else None)
-        self.embedder = embedder.to(dist.device()).eval()
-        self.facts = dist.first_rank_does(lambda: model_facts(self.config, checkpoint))
+        self.facts = dist.first_rank_does(lambda: model_facts(self.config, self.checkpoint))
         self.encoder = load_text_encoder(self.config)
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        adapter = self.checkpoint / "adapter" if self.checkpoint else None
+        return load_embedder(self.config.model, self.config.run.seed, adapter).to(dist.device()).eval()
 
     def vectors(self, task: RetrievalSet, store: Path, memory_gib: float | None) -> tuple[np.ndarray, Shard]:
         """Vectors of all queries and of this rank's share of the corpus, by a replica of the model on each rank."""

@@ -22,7 +22,7 @@ from hybrid_scale.data.partition import Budget, partition
 from hybrid_scale.data.prepared import RetrievalSet, TextTable
 from hybrid_scale.data.text import CHUNK, Role, TextEncoder, length_table, role_digest
 from hybrid_scale.errors import DataError, describe
-from hybrid_scale.retrieval.store import Store, make_store, open_store, rows_of_parts
+from hybrid_scale.retrieval.store import Store, make_store, open_store, refuse_difference, rows_of_parts
 
 Embed = Callable[[dict[str, torch.Tensor]], torch.Tensor]
 PROGRESS_SECONDS = 10.0
@@ -60,12 +60,16 @@ class Encoding:
 def encode_stored(task: RetrievalSet, role: Role, directory: Path, encoding: Encoding) -> Store:
     """Vectors of all queries or passages in `directory`; finished parts are kept. All ranks call it and get the store.
 
-    A damaged part is encoded again with a warning. Raises DataError on every rank: the folder holds vectors of another model,
-    prompt, type or text; NaN or infinity in a vector (with the ids); too little room on the disk.
+    `encoding.embed` isn't called where all parts are there, nor before the folder was found to be theirs. A damaged part is
+    encoded again with a warning. Raises DataError on every rank: the folder holds vectors of another model, prompt, type or
+    text; NaN or infinity in a vector (with the ids); too little room on the disk.
     """
     texts = task.queries if role == "query" else task.corpus
-    dimensions = _launch([[encoding.encoder.end]], encoding).shape[1]
-    dist.first_rank_does(lambda: _begin(task, role, directory, encoding, len(texts), dimensions))
+    identity = dist.first_rank_does(lambda: encoding.identity(task, role))
+    dimensions = dist.first_rank_does(lambda: _known_dimensions(directory, identity))
+    if dimensions is None:
+        dimensions = _launch([[encoding.encoder.end]], encoding).shape[1]
+    dist.first_rank_does(lambda: _begin(directory, identity, len(texts), dimensions))
     store = open_store(directory)
     parts = missing_parts(store)
     rows = sum(end - first for first, end in map(store.span, parts))
@@ -87,9 +91,18 @@ def encode_stored(task: RetrievalSet, role: Role, directory: Path, encoding: Enc
     return store
 
 
-def _begin(task: RetrievalSet, role: Role, directory: Path, encoding: Encoding, rows: int, dimensions: int) -> None:
+def _known_dimensions(directory: Path, identity: dict[str, Any]) -> int | None:
+    """Of the store in the folder, None where there is none. Raises DataError: it is of another identity."""
+    if not (directory / "manifest.json").is_file():
+        return None
+    store = open_store(directory)
+    refuse_difference(str(directory), store.identity, identity)
+    return store.dimensions
+
+
+def _begin(directory: Path, identity: dict[str, Any], rows: int, dimensions: int) -> None:
     """Make or accept the store; see that the disk holds what is still to be written."""
-    store = make_store(directory, encoding.identity(task, role), rows, dimensions, rows_of_parts(rows, dist.world_size()))
+    store = make_store(directory, identity, rows, dimensions, rows_of_parts(rows, dist.world_size()))
     spans = [store.span(part) for part in range(store.parts) if not store.finished(part)]
     needed, free = sum(end - first for first, end in spans) * store.row_bytes, shutil.disk_usage(directory).free
     if needed > free:

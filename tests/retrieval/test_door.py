@@ -77,6 +77,25 @@ def test_a_run_is_encoded_once_and_scores_as_in_training(folder: Path, capsys: p
     assert (folder / "out.parquet").is_file()
 
 
+def test_stored_vectors_need_no_model(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Loading a large model takes longer than the search; and vectors of another model are refused before it is loaded."""
+    run = RunDirectory(folder / "run")
+    result = scored(folder, "--run", str(run.path))
+
+    def loaded(*given: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("launch.evaluate.load_embedder", loaded)
+    assert scored(folder, "--run", str(run.path)) == result
+    store = str(run.embeddings / "set" / "step_00000002")
+    common = [str(folder / "set"), "--config", str(run.config_file), "--store", store, "--out", str(folder / "other.json")]
+    assert main(common) == 2
+    assert "these are embeddings of something else: model.trained: " in capsys.readouterr().err
+    (run.embeddings / "set" / "step_00000002" / "corpus" / "part_00000.json").unlink()
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        main([str(folder / "set"), "--run", str(run.path), "--out", str(folder / "other.json")])
+
+
 def test_the_best_checkpoint(folder: Path) -> None:
     run = RunDirectory(folder / "run")
     best = read_json(run.checkpoints / "best")
