@@ -12,11 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 
 from hybrid_scale.errors import HybridScaleError
-from hybrid_scale.runs import RunDirectory
 from hybrid_scale.statistics import (
     FEWEST_SEEDS,
     MARGIN,
@@ -26,15 +24,14 @@ from hybrid_scale.statistics import (
     Spread,
     Test,
     bootstrap,
-    cluster,
     equivalence_test,
     holm,
     seed_spread,
     sign_flip_test,
 )
 from hybrid_scale.study.results.collect import Collected
-from hybrid_scale.study.results.crossed import Crossed, crossed, parts_of
-from hybrid_scale.study.results.queries import Queries, read_queries
+from hybrid_scale.study.results.crossed import Crossed, crossed
+from hybrid_scale.study.results.pairing import Reader, Unpaired, averaged, parts
 from hybrid_scale.study.results.scores import METRICS, Arm, Metric, arms, crosses_languages, tasks
 
 Outcome = Literal["better", "worse", "equivalent", "these seeds only", "not shown", "not tested"]
@@ -106,7 +103,7 @@ def compare(collected: Collected, directories: dict[str, Path]) -> list[Comparis
     resamples = max(RESAMPLES, PER_TEST * len(pairs))
     found = []
     for (_, _), members in itertools.groupby(pairs, key=lambda pair: (pair.task, pair.hybrid.group)):
-        reader = _Reader(directories)  # its tables are large: those of one group at a time
+        reader = Reader(directories)  # its tables are large: those of one group at a time
         found += [_compared(pair, reader, resamples) for pair in members]
     adjusted = iter(holm([each.test.p for each in found if each.test is not None]))
     return [replace(each, adjusted=next(adjusted)) if each.test is not None else each for each in found]
@@ -130,17 +127,23 @@ class _Pair:
 def _pairs(task: str, every: Sequence[Arm]) -> Iterator[_Pair]:
     """Those with a seed in common, group by group."""
     keys = ACROSS_LANGUAGES if crosses_languages(every) else IN_ONE_LANGUAGE
-    for group in dict.fromkeys(arm.group for arm in every):
-        members = [arm for arm in every if arm.group == group]
-        hybrids, rivals = ([arm for arm in members if arm.kind in kinds] for kinds in (("hybrid",), RIVALS))
-        for hybrid, rival, key in itertools.product(hybrids, rivals, keys):
+    for hybrid, rival in _opponents(every):
+        for key in keys:
             if key in hybrid.scores and key in rival.scores:
                 pair = _Pair(task, hybrid, rival, METRICS[key])
                 if pair.seeds:
                     yield pair
 
 
-def _compared(pair: _Pair, reader: "_Reader", resamples: int) -> Comparison:
+def _opponents(every: Sequence[Arm]) -> Iterator[tuple[Arm, Arm]]:
+    """Each hybrid arm with each mono and cross arm that differs in batches alone, group by group."""
+    for group in dict.fromkeys(arm.group for arm in every):
+        members = [arm for arm in every if arm.group == group]
+        hybrids, rivals = ([arm for arm in members if arm.kind in kinds] for kinds in (("hybrid",), RIVALS))
+        yield from itertools.product(hybrids, rivals)
+
+
+def _compared(pair: _Pair, reader: Reader, resamples: int) -> Comparison:
     hybrid, rival, key = pair.hybrid, pair.rival, pair.metric.key
     ours, theirs = hybrid.scores[key].by_seed, rival.scores[key].by_seed
     spread = seed_spread([ours[seed] - theirs[seed] for seed in pair.seeds])
@@ -149,8 +152,8 @@ def _compared(pair: _Pair, reader: "_Reader", resamples: int) -> Comparison:
     try:
         runs = [(hybrid.run_of[seed], rival.run_of[seed]) for seed in pair.seeds]
         by_seed = reader.differences(pair.task, runs, key)
-        return judged(replace(means, parts=_parts(by_seed, pair.seeds)), _averaged(by_seed), resamples)
-    except (HybridScaleError, _Unpaired) as error:
+        return judged(replace(means, parts=parts(by_seed, pair.seeds)), averaged(by_seed), resamples)
+    except (HybridScaleError, Unpaired) as error:
         return replace(means, refusal=str(error).rstrip("."))
 
 
@@ -175,92 +178,13 @@ def _equivalent(metric: Metric, differences: Clusters, both: Crossed | None) -> 
     return low > -MARGIN and high < MARGIN
 
 
-def _averaged(by_seed: Sequence[pd.DataFrame]) -> Clusters:
-    """Clusters of the values averaged over the seeds, whose rows are the same queries in the same order."""
-    values = np.mean([table["value"].to_numpy() for table in by_seed], axis=0)
-    return linear(cluster(values, by_seed[0]["cluster"].to_numpy(), by_seed[0]["stratum"].to_numpy()))
-
-
-def _parts(by_seed: Sequence[pd.DataFrame], seeds: Sequence[int]) -> pd.DataFrame:
-    """Shares of each seed's difference by parallel question, of the values that all seeds have."""
-    known = np.logical_and.reduce([table["value"].notna().to_numpy() for table in by_seed])
-    questions, strata = (by_seed[0].loc[known, name].to_numpy() for name in ("cluster", "stratum"))
-    columns = {
-        seed: parts_of(cluster(table["value"].to_numpy()[known], questions, strata))
-        for seed, table in zip(seeds, by_seed, strict=True)
-    }
-    return pd.DataFrame(columns, index=np.unique(questions))
-
-
-class _Unpaired(Exception):
-    """Why single queries can't be compared."""
-
-
-class _Reader:
-    """Tables of single queries, each read once."""
-
-    def __init__(self, directories: dict[str, Path]):
-        self.directories = directories
-        self.tables: dict[Path, Queries] = {}
-
-    def differences(self, task: str, pairs: Sequence[tuple[str, str]], key: str) -> list[pd.DataFrame]:
-        """Our values minus theirs of each pair (seed), all with the same queries in the same order.
-
-        Raises _Unpaired and RunError.
-        """
-        lacking = [run for pair in pairs for run in pair if not self._file(task, run).exists()]
-        if lacking:
-            shown = ", ".join(dict.fromkeys(lacking))
-            raise _Unpaired(f"no table of single queries for {shown}: only means are shown")
-        tables = [(self._table(task, ours), self._table(task, theirs)) for ours, theirs in pairs]
-        if len({table.fingerprint for pair in tables for table in pair}) > 1:
-            raise _Unpaired("the runs were evaluated on different versions of the set")
-        differences = [_minus(ours, theirs, key) for ours, theirs in tables]
-        if any(not each.index.equals(differences[0].index) for each in differences):
-            raise _Unpaired("the seeds answered different queries")
-        return differences
-
-    def _file(self, task: str, run: str) -> Path:
-        return RunDirectory(self.directories[run]).evaluation_file(task).with_suffix(".parquet")
-
-    def _table(self, task: str, run: str) -> Queries:
-        file = self._file(task, run)
-        if file not in self.tables:
-            self.tables[file] = read_queries(file)
-        return self.tables[file]
-
-
-def _minus(ours: Queries, theirs: Queries, key: str) -> pd.DataFrame:
-    first, second = ours.values(key), theirs.values(key)
-    if first is None or second is None or first["value"].isna().all() or second["value"].isna().all():
-        raise _Unpaired(f"the tables of single queries don't hold {key}")
-    ours_at, theirs_at = (table.set_index(["query", "pool"]).sort_index() for table in (first, second))
-    if not ours_at.index.equals(theirs_at.index):
-        raise _Unpaired("the two arms answered different queries")
-    return ours_at.assign(value=ours_at["value"] - theirs_at["value"])
-
-
-def linear(values: Clusters) -> Clusters:
-    """The same clusters in one stratum, where each has a value in every stratum: estimates of all resamples stay the same.
-
-    Then every stratum's mean has the same divisor, so the macro mean is a mean over clusters; 100 times faster on XQuAD-R.
-    """
-    if not (values.counts == values.counts[:1, :1]).all():
-        return values
-    means = (values.sums / values.counts).mean(1, keepdims=True)
-    return Clusters(means, means * 0 + 1.0)
-
-
 def uncompared(every: Sequence[Arm]) -> list[str]:
     """Pairs of one task, each in words, that no comparison has, because no seed of both is finished."""
-    found = []
-    for group in dict.fromkeys(arm.group for arm in every):
-        members = [arm for arm in every if arm.group == group]
-        hybrids, rivals = ([arm for arm in members if arm.kind in kinds] for kinds in (("hybrid",), RIVALS))
-        for hybrid, rival in itertools.product(hybrids, rivals):
-            if not seeds_of(hybrid) & seeds_of(rival):
-                found.append(_pair_in_words(hybrid.name, rival.name, group))
-    return found
+    return [
+        _pair_in_words(hybrid.name, rival.name, hybrid.group)
+        for hybrid, rival in _opponents(every)
+        if not seeds_of(hybrid) & seeds_of(rival)
+    ]
 
 
 def _pair_in_words(arm: str, rival: str, group: str) -> str:

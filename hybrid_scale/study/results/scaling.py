@@ -13,8 +13,8 @@ from hybrid_scale.errors import HybridScaleError
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.statistics import Interval, bootstrap
 from hybrid_scale.study.results.collect import Collected
-from hybrid_scale.study.results.comparisons import linear
 from hybrid_scale.study.results.fits import PowerLaw, power_law
+from hybrid_scale.study.results.pairing import linear
 from hybrid_scale.study.results.pareto import Place, Point, places
 from hybrid_scale.study.results.queries import clusters, read_queries
 from hybrid_scale.study.results.scores import METRICS, Arm, Metric, arms, crosses_languages, tasks

@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -9,7 +10,8 @@ from hybrid_scale.runs import RunDirectory, read_json, write_json
 from hybrid_scale.statistics import Clusters, bootstrap, cluster, holm, seed_spread, sign_flip_test
 from hybrid_scale.study.grid import Plan
 from hybrid_scale.study.results.collect import collect
-from hybrid_scale.study.results.comparisons import PER_TEST, Comparison, cautions, compare, judged, linear, uncompared
+from hybrid_scale.study.results.comparisons import PER_TEST, Comparison, cautions, compare, judged, uncompared
+from hybrid_scale.study.results.pairing import linear
 from hybrid_scale.study.results.scores import METRICS, arms
 from tests.study.fabricate import SCORES, fabricated, means_of, save_queries, scaled, single_queries
 
@@ -202,3 +204,20 @@ def test_a_difference_within_the_chance_of_seeds_is_called_so(tmp_path: Path) ->
     assert each.both is not None
     assert each.both.freedom < 3
     assert each.outcome == "these seeds only"
+
+
+def test_tables_in_another_order_are_paired_by_query(tmp_path: Path) -> None:
+    plan = scaled(tmp_path, models=["7B"], questions=6)
+    before = compared(plan)
+    file = RunDirectory(plan.runs[4].directory).evaluation_file("xquad_r").with_suffix(".parquet")
+    save_queries(RunDirectory(plan.runs[4].directory), "xquad_r", pd.read_parquet(file).sample(frac=1, random_state=0))
+    after = compared(plan)
+    assert [(c.difference, c.outcome) for c in after] == [(c.difference, c.outcome) for c in before]
+    for ours, theirs in zip(after, before, strict=True):
+        assert ours.test is not None
+        assert theirs.test is not None
+        assert ours.test.p == pytest.approx(theirs.test.p)
+        assert ours.interval is not None
+        assert theirs.interval is not None
+        assert (ours.interval.low, ours.interval.high) == pytest.approx((theirs.interval.low, theirs.interval.high))
+        pd.testing.assert_frame_equal(ours.parts, theirs.parts)
