@@ -33,7 +33,7 @@ from transformers import AutoConfig, LlamaConfig, Qwen2Config
 
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig, validate
-from hybrid_scale.model import nf4, quantise, skeleton, stream, weight_files
+from hybrid_scale.model import nf4, quantize, skeleton, stream, weight_files
 
 RESULTS = Path(__file__).parent / "results" / "load.json"
 ZERO3 = Path(__file__).parent.parent / "ds_configs" / "zero3.json"
@@ -273,7 +273,7 @@ def loads(given: argparse.Namespace) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(folder / "model")
         started, cpu = time.monotonic(), time.process_time()
         torch.set_num_threads(1)
-        quantise.quantise(str(folder / "model"), folder / "nf4", "bfloat16")
+        quantize.quantize(str(folder / "model"), folder / "nf4", "bfloat16")
         once = {"seconds": time.monotonic() - started, "cpu_s": time.process_time() - cpu}
         size = sum(path.stat().st_size for path in (folder / "model").glob("*.safetensors")) / 1e9
         print(f"{size:.2f} GB in bfloat16, {config.num_hidden_layers} layers; written in 4 bits in {once['seconds']:.1f} s")

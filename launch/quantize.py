@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from hybrid_scale.errors import HybridScaleError, explain
-from hybrid_scale.model.quantise import quantise
+from hybrid_scale.model.quantize import quantize
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--hash", action="store_true", help="note a hash of all source bytes as well (reads them once more)")
     given = parser.parse_args()
     try:
-        manifest = quantise(given.model, given.out, given.dtype, given.revision, given.hash)
+        manifest = quantize(given.model, given.out, given.dtype, given.revision, given.hash)
     except (HybridScaleError, OSError) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2

@@ -307,13 +307,13 @@ def four_bits_on_both() -> list[tuple[bool, bool]]:
     """(on the device, equal to the CPU's): stored weights, each part of the state, weights again, as a product takes them."""
     from bitsandbytes.functional import dequantize_4bit
 
-    from hybrid_scale.model.nf4 import Slot, compress_scales, make_state, quantise_range
+    from hybrid_scale.model.nf4 import Slot, compress_scales, make_state, quantize_range
 
     slot = Slot("weight", (96, 64), four_bit=True)
     weights = torch.randn(96 * 64, generator=torch.Generator().manual_seed(0)).bfloat16()
 
     def tensors() -> list[torch.Tensor]:
-        packed, scales = quantise_range(lambda a, b: weights[a:b].to(dist.device()), slot.weights, 0, slot.stored)
+        packed, scales = quantize_range(lambda a, b: weights[a:b].to(dist.device()), slot.weights, 0, slot.stored)
         state = make_state(slot, torch.bfloat16, *compress_scales(scales))
         held = [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
         return [packed, *held, dequantize_4bit(packed.view(slot.stored_shape), state)]

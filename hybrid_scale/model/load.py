@@ -24,7 +24,7 @@ from hybrid_scale.errors import ModelError, describe  # noqa: E402
 from hybrid_scale.model import packing  # noqa: E402
 from hybrid_scale.model.embedder import Embedder  # noqa: E402
 from hybrid_scale.model.nf4 import nf4  # noqa: E402
-from hybrid_scale.model.quantise import check_written  # noqa: E402
+from hybrid_scale.model.quantize import check_written  # noqa: E402
 from hybrid_scale.model.stream import load_sharded  # noqa: E402
 from hybrid_scale.planning.costs import ParameterCounts  # noqa: E402
 

@@ -92,14 +92,14 @@ Read = Callable[[int, int], torch.Tensor]
 """Elements [start, stop) of a flattened tensor, in the model's type on this rank's device."""
 
 
-def quantise_range(read: Read, weights: int, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_range(read: Read, weights: int, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Stored elements [start, stop) of a 4-bit weight, and the scales (float32) of all blocks that they touch.
 
     Blocks are quantised by themselves, so that a part is bit for bit what it would be in the whole.
     """
     first = start * PER_STORED // BLOCK * BLOCK
     last = min(-(-stop * PER_STORED // BLOCK) * BLOCK, weights)
-    parts = [_quantise_chunk(read(at, min(at + CHUNK, last))) for at in range(first, last, CHUNK)]
+    parts = [_quantize_chunk(read(at, min(at + CHUNK, last))) for at in range(first, last, CHUNK)]
     if not parts:
         nothing = read(0, 0)
         return nothing.to(STORAGE), nothing.float()
@@ -108,7 +108,7 @@ def quantise_range(read: Read, weights: int, start: int, stop: int) -> tuple[tor
     return packed[skipped : skipped + stop - start], torch.cat([scales for _, scales in parts])
 
 
-def _quantise_chunk(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _quantize_chunk(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     packed, state = bnb_functional.quantize_4bit(
         values, blocksize=BLOCK, compress_statistics=False, quant_type="nf4", quant_storage=STORAGE
     )
@@ -140,7 +140,7 @@ def make_state(slot: Slot, dtype: torch.dtype, absmax: torch.Tensor, nested: tor
 def round_trip(weights: torch.Tensor) -> torch.Tensor:
     """Weights [n], n a multiple of BLOCK, quantised and back, in their type and on their device."""
     slot = Slot("weight", (len(weights) // BLOCK, BLOCK), four_bit=True)
-    packed, scales = quantise_range(lambda start, stop: weights[start:stop], slot.weights, 0, slot.stored)
+    packed, scales = quantize_range(lambda start, stop: weights[start:stop], slot.weights, 0, slot.stored)
     state = make_state(slot, weights.dtype, *compress_scales(scales))
     return bnb_functional.dequantize_4bit(packed.view(slot.stored_shape), state).flatten()
 

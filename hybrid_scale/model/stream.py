@@ -1,7 +1,7 @@
 """A frozen base model straight into the ZeRO-3 shares of its ranks: no rank ever holds the whole of it, not even in 4 bits.
 
 Two sources: an ordinary safetensors checkpoint, of which each rank reads and quantises what it keeps, and a folder that
-`quantise` wrote once, of which each rank reads its bytes. Uses private attributes of DeepSpeed, which is pinned for that. Knows
+`quantize` wrote once, of which each rank reads its bytes. Uses private attributes of DeepSpeed, which is pinned for that. Knows
 no adapter, no optimiser and no config file of a run.
 
 W ranks. Stored elements of a weight are shared out, the state of a 4-bit one is whole on every rank.
@@ -33,12 +33,12 @@ from hybrid_scale.model.nf4 import (
     four_bit_parameter,
     make_state,
     owner_of,
-    quantise_range,
+    quantize_range,
     read_state,
     set_state,
     slots_of,
 )
-from hybrid_scale.model.quantise import read_manifest
+from hybrid_scale.model.quantize import read_manifest
 from hybrid_scale.model.skeleton import fill_buffers, make_skeleton, why_not
 from hybrid_scale.model.weight_files import Checkpoint, Progress, match_names, reader, say
 
@@ -206,7 +206,7 @@ def _fill_quantised(model: PreTrainedModel, slot: Slot, converter: Converter, re
     scales: list[torch.Tensor] = []
 
     def part(start: int, stop: int) -> torch.Tensor:
-        packed, of_blocks = quantise_range(read, slot.weights, start, stop)
+        packed, of_blocks = quantize_range(read, slot.weights, start, stop)
         scales.append(of_blocks)
         return packed
 

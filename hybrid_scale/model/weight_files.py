@@ -98,7 +98,7 @@ def _weight_files(base: str, revision: str | None) -> list[Path]:
 
 
 def match_names(model: PreTrainedModel, checkpoint: Checkpoint, written: bool) -> dict[str, str]:
-    """Name in the model -> name in the files, for every tensor that will be read. `written`: by `quantise`.
+    """Name in the model -> name in the files, for every tensor that will be read. `written`: by `quantize`.
 
     Checkpoints of causal language models call the backbone `model.` and hold an `lm_head.weight`, which nothing here uses.
     Raises ModelError listing what is missing, unexpected or of another shape.

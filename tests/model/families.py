@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from hybrid_scale.config import RunConfig
-from hybrid_scale.model.quantise import quantise
+from hybrid_scale.model.quantize import quantize
 from tests.train.setup import make_config
 
 BATCH = {"input_ids": torch.arange(1, 31).remainder(23)[None], "lengths": torch.tensor([14, 3, 9, 4])}
@@ -41,7 +41,7 @@ def write_checkpoint(folder: Path, family: str) -> Path:
 def write_families(place: Path) -> Path:
     """A checkpoint of each family and, as NAME-nf4, its 4-bit form."""
     for family in FAMILIES:
-        quantise(str(write_checkpoint(place, family)), place / f"{family}-nf4", FAMILIES[family][2])
+        quantize(str(write_checkpoint(place, family)), place / f"{family}-nf4", FAMILIES[family][2])
     return place
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig
 from hybrid_scale.errors import ModelError
-from hybrid_scale.model import nf4, quantise, stream
+from hybrid_scale.model import nf4, quantize, stream
 from hybrid_scale.model.load import load_embedder
 from hybrid_scale.train.engine import make_accelerator, make_engine, read_deepspeed_config
 from tests.model.families import BATCH, config_of, copy_of, same, write_families
@@ -112,7 +112,7 @@ def check_shares(held: dict[str, Any], source: Path, world: int) -> None:
 
 @pytest.mark.distributed
 def test_biases_in_bfloat16_are_those_of_the_stock_load(folder):
-    quantise.quantise(str(folder / "qwen2"), folder / "qwen2-nf4-16", "bfloat16")
+    quantize.quantize(str(folder / "qwen2"), folder / "qwen2-nf4-16", "bfloat16")
     tree = config_of(folder, "qwen2", zero(3, folder), dtype="bfloat16").model_dump_json()
     stock = run_ranks(on_this_rank, 2, tree, False)[0]
     for base in ("qwen2", "qwen2-nf4-16"):

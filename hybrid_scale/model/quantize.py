@@ -20,18 +20,18 @@ from transformers.utils.hub import cached_file
 from hybrid_scale import dist
 from hybrid_scale.config import ModelSettings
 from hybrid_scale.errors import ModelError, describe
-from hybrid_scale.model.nf4 import BLOCK, STORAGE, Read, Slot, compress_scales, make_state, nf4, quantise_range, slots_of
+from hybrid_scale.model.nf4 import BLOCK, STORAGE, Read, Slot, compress_scales, make_state, nf4, quantize_range, slots_of
 from hybrid_scale.model.skeleton import make_skeleton, why_not
 from hybrid_scale.model.weight_files import INDEX, Checkpoint, Progress, match_names, reader
 from hybrid_scale.runs import read_json, write_json
 
 MANIFEST = "quantised.json"
 FILE_BYTES = 2 << 30
-"""Size at which `quantise` begins a new file, which it holds in memory until it is written."""
+"""Size at which `quantize` begins a new file, which it holds in memory until it is written."""
 
 
 def read_manifest(base: str, revision: str | None = None) -> dict[str, Any] | None:
-    """What `quantise` noted beside its weights; None for any other model."""
+    """What `quantize` noted beside its weights; None for any other model."""
     try:
         path = cached_file(
             base,
@@ -53,7 +53,7 @@ def _form(dtype: str) -> dict[str, Any]:
 
 
 def check_written(settings: ModelSettings) -> None:
-    """Raise ModelError where `model.base` was written by `quantise` for other settings than these."""
+    """Raise ModelError where `model.base` was written by `quantize` for other settings than these."""
     manifest = read_manifest(settings.base, settings.revision)
     if manifest is None:
         return
@@ -74,7 +74,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     return ", ".join(f"{key} {found.get(key)} there, {wanted.get(key)} wanted" for key in keys)
 
 
-def quantise(base: str, out: Path, dtype: str, revision: str | None = None, content: bool = False) -> dict[str, Any]:
+def quantize(base: str, out: Path, dtype: str, revision: str | None = None, content: bool = False) -> dict[str, Any]:
     """Write the 4-bit form of a model to `out`, a tensor at a time, as transformers would save it; returns the manifest.
 
     `dtype` is the `model.dtype` it will be used with, `content` adds a hash of all source bytes. `out` appears when it is
@@ -173,7 +173,7 @@ def _tensors(slot: Slot, read: Read, dtype: torch.dtype) -> Iterator[tuple[str, 
     if not slot.four_bit:
         yield slot.name, read(0, slot.weights).reshape(slot.shape).cpu().clone()
         return
-    packed, scales = quantise_range(read, slot.weights, 0, slot.stored)
+    packed, scales = quantize_range(read, slot.weights, 0, slot.stored)
     yield slot.name, packed.reshape(slot.stored_shape).cpu()
     for key, tensor in make_state(slot, dtype, *compress_scales(scales)).as_dict(packed=True).items():
         yield f"{slot.name}.{key}", tensor.cpu().clone()

@@ -10,9 +10,9 @@ from transformers import AutoModel
 
 from hybrid_scale.config import ModelSettings
 from hybrid_scale.errors import ModelError
-from hybrid_scale.model import nf4, quantise
+from hybrid_scale.model import nf4, quantize
 from hybrid_scale.model.load import load_embedder
-from launch import quantize
+from launch import quantize as door
 from tests.model.families import BATCH, FAMILIES, config_of, copy_of, merged, same, write_families
 
 
@@ -40,8 +40,8 @@ def bytes_of(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def test_files_are_begun_anew_at_a_size(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(quantise, "FILE_BYTES", 5000)
-    quantise.quantise(str(folder / "llama"), tmp_path / "out", "bfloat16")
+    monkeypatch.setattr(quantize, "FILE_BYTES", 5000)
+    quantize.quantize(str(folder / "llama"), tmp_path / "out", "bfloat16")
     files = list((tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 2
     assert all(path.stat().st_size < 10_000 for path in files)
@@ -50,34 +50,34 @@ def test_files_are_begun_anew_at_a_size(folder, tmp_path, monkeypatch):
 
 def test_chunks_change_nothing(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(nf4, "CHUNK", 128)
-    quantise.quantise(str(folder / "llama"), tmp_path / "out", "bfloat16")
+    quantize.quantize(str(folder / "llama"), tmp_path / "out", "bfloat16")
     assert same(merged(tmp_path / "out"), merged(folder / "llama-nf4"))
 
 
 def test_repeating_is_harmless_another_source_is_refused(folder, tmp_path):
     out = tmp_path / "out"
-    first = quantise.quantise(str(folder / "llama"), out, "bfloat16")
+    first = quantize.quantize(str(folder / "llama"), out, "bfloat16")
     times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert quantise.quantise(str(folder / "llama"), out, "bfloat16") == first
-    assert json.loads((out / quantise.MANIFEST).read_text()) == first
+    assert quantize.quantize(str(folder / "llama"), out, "bfloat16") == first
+    assert json.loads((out / quantize.MANIFEST).read_text()) == first
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
     with pytest.raises(ModelError, match="another source: digest"):
-        quantise.quantise(str(folder / "qwen2"), out, "bfloat16")
+        quantize.quantize(str(folder / "qwen2"), out, "bfloat16")
     with pytest.raises(ModelError, match="another quantisation: dtype bfloat16 there, float32 wanted"):
-        quantise.quantise(str(folder / "llama"), out, "float32")
+        quantize.quantize(str(folder / "llama"), out, "float32")
     with pytest.raises(ModelError, match="isn't a quantised model"):
-        quantise.quantise(str(folder / "llama"), folder / "qwen2", "bfloat16")
+        quantize.quantize(str(folder / "llama"), folder / "qwen2", "bfloat16")
 
 
 def test_content_hash_sees_a_changed_weight(folder, tmp_path):
     base = copy_of(folder / "llama", tmp_path / "llama")
-    before, quick = quantise.source_digest(base, content=True), quantise.source_digest(base)
+    before, quick = quantize.source_digest(base, content=True), quantize.source_digest(base)
     path = sorted(base.glob("*.safetensors"))[0]
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
-    assert quantise.source_digest(base) == quick
-    assert quantise.source_digest(base, content=True)["content"] != before["content"]
+    assert quantize.source_digest(base) == quick
+    assert quantize.source_digest(base, content=True)["content"] != before["content"]
     (base / "config.json").write_text((base / "config.json").read_text() + " ")
-    assert quantise.source_digest(base)["digest"] != quick["digest"]
+    assert quantize.source_digest(base)["digest"] != quick["digest"]
 
 
 @pytest.mark.parametrize(
@@ -95,26 +95,26 @@ def test_a_folder_of_other_settings_is_refused(folder, settings, message):
 
 def test_a_folder_without_double_quantisation_is_refused(folder, tmp_path):
     base = copy_of(folder / "llama-nf4", tmp_path / "llama")
-    manifest = json.loads((base / quantise.MANIFEST).read_text())
+    manifest = json.loads((base / quantize.MANIFEST).read_text())
     manifest["quantisation"]["double_quant"] = False
-    (base / quantise.MANIFEST).write_text(json.dumps(manifest))
+    (base / quantize.MANIFEST).write_text(json.dumps(manifest))
     settings = ModelSettings(base=str(base), quantization="nf4")
     with pytest.raises(ModelError, match="double_quant False there, True wanted"):
-        quantise.check_written(settings)
+        quantize.check_written(settings)
 
 
 def test_sources_that_are_not_written(folder, tmp_path):
     with pytest.raises(ModelError, match="quantised already"):
-        quantise.quantise(str(folder / "llama-nf4"), tmp_path / "twice", "bfloat16")
+        quantize.quantize(str(folder / "llama-nf4"), tmp_path / "twice", "bfloat16")
     assert not (tmp_path / "twice").exists()
 
 
 def test_the_door(folder, tmp_path, monkeypatch, capsys):
     out = str(tmp_path / "out")
     monkeypatch.setattr("sys.argv", ["quantize.py", str(folder / "llama"), out, "--hash"])
-    assert quantize.main() == 0
+    assert door.main() == 0
     assert same(merged(tmp_path / "out"), merged(folder / "llama-nf4"))
     assert "in 4 bits from" in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["quantize.py", str(folder / "llama"), out, "--dtype", "float32"])
-    assert quantize.main() == 2
+    assert door.main() == 2
     assert "error: out: found" in capsys.readouterr().err
