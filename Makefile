@@ -32,34 +32,34 @@ install:     ## a virtual environment with everything for tests, in VENV
 
 quickstart:  ## demo data, a tiny model, four arms and a QLoRA run on two processes, a report; its path is printed last
 	@$(install) cpu
-	[ -d data/demo/train ] || $(bin)/python launch/prepare.py demo --split train --languages $(demo_languages) --out data/demo/train
-	[ -d data/demo/test ] || $(bin)/python launch/prepare.py demo --split test --languages $(demo_languages) --out data/demo/test
-	[ -d models/tiny ] || $(bin)/python launch/tiny_model.py data/demo/train --layers 1 --vocabulary 5000 --out models/tiny
-	$(bin)/python launch/study.py run launch/configs/quickstart.yaml
+	[ -d data/demo/train ] || "$(bin)/python" launch/prepare.py demo --split train --languages $(demo_languages) --out data/demo/train
+	[ -d data/demo/test ] || "$(bin)/python" launch/prepare.py demo --split test --languages $(demo_languages) --out data/demo/test
+	[ -d models/tiny ] || "$(bin)/python" launch/tiny_model.py data/demo/train --layers 1 --vocabulary 5000 --out models/tiny
+	"$(bin)/python" launch/study.py run launch/configs/quickstart.yaml
 
 test:        ## all tests, on the CPU; ARGS="-k loss" picks some
 	@$(install) cpu dev
-	$(bin)/python -m pytest $(ARGS)
+	"$(bin)/python" -m pytest $(ARGS)
 
 lint:        ## ruff, mypy, shell scripts; changes nothing
 	@$(install) cpu dev
-	$(bin)/ruff check .
-	$(bin)/ruff format --check .
-	$(bin)/mypy
+	"$(bin)/ruff" check .
+	"$(bin)/ruff" format --check .
+	"$(bin)/mypy"
 	@for script in $(scripts); do echo "bash -n $$script"; bash -n "$$script"; done
 	@if command -v shellcheck >/dev/null; then echo "shellcheck $(scripts)"; shellcheck --shell=bash $(scripts); \
 	 else echo "shellcheck: not installed, skipped (bash -n ran)"; fi
 
 format:      ## sort imports, mend what ruff can mend, format
 	@$(install) cpu dev
-	$(bin)/ruff check --fix .
-	$(bin)/ruff format .
+	"$(bin)/ruff" check --fix .
+	"$(bin)/ruff" format .
 
 bench:       ## every benchmark, one after another, numbers in runs/bench/; ONLY="step padding" picks some, ARGS are theirs
 	@$(install) cpu dev bench
 	@mkdir -p runs/bench
 	@for benchmark in $(ONLY); do \
-	   echo "==== $$benchmark"; $(bin)/python "benchmarks/$$benchmark.py" --json "runs/bench/$$benchmark.json" $(ARGS); done
+	   echo "==== $$benchmark"; "$(bin)/python" "benchmarks/$$benchmark.py" --json "runs/bench/$$benchmark.json" $(ARGS); done
 
 clean:       ## caches and build results; data/, models/, runs/ and VENV stay
 	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist ./*.egg-info

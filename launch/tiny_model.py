@@ -7,8 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from hybrid_scale.data.folder import new_directory
 from hybrid_scale.data.prepared import Pairs
-from hybrid_scale.errors import HybridScaleError, ModelError, describe, explain
+from hybrid_scale.errors import HybridScaleError, explain
 from hybrid_scale.model.tiny import write_model, write_tokenizer
 
 
@@ -22,14 +23,16 @@ def main() -> int:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    if min(given.heads, given.layers, given.hidden) < 1 or given.hidden % (2 * given.heads):
+        parser.error(
+            f"--hidden {given.hidden} must be a multiple of twice --heads {given.heads}, --layers {given.layers} at least 1"
+        )
     try:
-        if given.out.exists() and (not given.out.is_dir() or any(given.out.iterdir())):
-            found = "a non-empty folder" if given.out.is_dir() else "a file"
-            raise ModelError(describe(str(given.out), found, "a model is never overwritten", "Choose another --out."))
         pairs = Pairs(given.data)
         texts = (text for table in (pairs.queries, pairs.passages) for text in table.column("text"))
-        tokenizer = write_tokenizer(texts, given.out, given.vocabulary)
-        model = write_model(given.out, len(tokenizer), given.hidden, given.layers, given.heads, given.seed)
+        with new_directory(given.out, "a model") as beside:
+            tokenizer = write_tokenizer(texts, beside, given.vocabulary)
+            model = write_model(beside, len(tokenizer), given.hidden, given.layers, given.heads, given.seed)
     except (HybridScaleError, OSError) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2

@@ -68,11 +68,14 @@ def _is_list_of_rejects(path: Path) -> bool:
 
 
 @contextmanager
-def new_directory(directory: Path) -> Iterator[Path]:
-    """A sibling to fill; it becomes `directory` when the block ends well and is removed when it doesn't."""
+def new_directory(directory: Path, what: str = "prepared data") -> Iterator[Path]:
+    """A sibling to fill with `what`; it becomes `directory` when the block ends well and is removed when it doesn't.
+
+    Raises DataError: `directory` exists and isn't an empty folder.
+    """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         found = "a non-empty folder" if directory.is_dir() else "a file"
-        raise DataError(describe(str(directory), found, "prepared data is never overwritten", "Choose another --out."))
+        raise DataError(describe(str(directory), found, f"{what} is never overwritten", "Choose another --out."))
     directory = directory.resolve()
     beside = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     beside.mkdir(parents=True)

@@ -37,9 +37,9 @@ def test_shuffle_is_a_bijection(size, key):
 
 
 def test_shuffle_looks_random():
-    """Of 20,000 shuffles of 5 elements, each element stands first about equally often (chi-square, 4 degrees, p = 1e-6)."""
-    first = Counter(int(shuffled(np.array([0]), 5, [key])[0]) for key in range(20_000))
-    assert sum((first[i] - 4000) ** 2 / 4000 for i in range(5)) < 33.4
+    """Of 5,000 shuffles of 5 elements, each element stands first about equally often (chi-square, 4 degrees, p = 1e-6)."""
+    first = Counter(int(shuffled(np.array([0]), 5, [key])[0]) for key in range(5_000))
+    assert sum((first[i] - 1000) ** 2 / 1000 for i in range(5)) < 33.4
 
 
 def test_draws_visit_everything_once_an_epoch():
@@ -220,6 +220,65 @@ def test_a_text_in_two_pools_is_embedded_once(data):
         assert np.array_equal(
             batch.passages[batch.column_text[batch.row_column] - len(batch.queries)], data.passage[batch.passage_rows]
         )
+
+
+# ------------------------------------------------------------------------------------ any configuration, any step
+
+
+@st.composite
+def configurations(draw_one) -> SamplerSettings:
+    """Hybrid settings that the data (120 groups in 3 languages) can fill."""
+    weights = draw_one(st.sampled_from(["uniform", "size", "power"]))
+    draws = draw_one(st.sampled_from(["quota", "independent"]))
+    languages = draw_one(st.sampled_from([(), ("zh", "en"), ("de", "zh")]))
+    common = {"language_weights": weights, "draws": draws, "languages": languages}
+    window = draw_one(st.integers(1, 12))
+    if draw_one(st.booleans()):
+        block, blocks, cross = draw_one(st.integers(1, 9)), draw_one(st.integers(0, 4)), draw_one(st.integers(1, 20))
+        rows = block * blocks + cross
+        ratio = {"global_batch": rows, "mono_block_rows": block, "alpha": block * blocks / rows}
+        return settings_of(**common, **ratio, window_steps=window)
+    ratio = {"global_batch": draw_one(st.integers(1, 20)), "alpha": draw_one(st.integers(0, window)) / window}
+    return settings_of(**common, **ratio, composition="scheduled", window_steps=window)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(chosen=configurations(), first=st.integers(0, 200), seed=st.integers(0, 3))
+def test_the_ratio_is_exact_from_any_step_on(data, chosen, first, seed):
+    """A sampler that goes on at `first`, as after a resume, draws what one that started at 0 draws, in the ratio asked for."""
+    start, steps = first - first % chosen.window_steps, 2 * chosen.window_steps
+    goes_on, from_0 = HybridSampler(data, chosen, seed), HybridSampler(data, chosen, seed)
+    from_0.pools(0)
+    mono_steps = []
+    for step in range(start, start + steps):
+        mono = sum(len(queries) for name, queries, _ in rows_by_pool(from_0.batch(step)) if name != "cross")
+        if chosen.composition == "composed":
+            assert mono == round(chosen.alpha * chosen.global_batch)
+        assert mono in (0, chosen.global_batch) or chosen.composition == "composed"
+        mono_steps.append(mono > 0)
+        if step >= first:
+            a, b = goes_on.batch(step), from_0.batch(step)
+            assert a.pools == b.pools
+            assert np.array_equal(a.query_rows, b.query_rows)
+            assert np.array_equal(a.passage_rows, b.passage_rows)
+    if chosen.composition == "scheduled" and chosen.draws == "quota":
+        quota = round(chosen.alpha * chosen.window_steps)
+        assert [sum(mono_steps[: chosen.window_steps]), sum(mono_steps[chosen.window_steps :])] == [quota, quota]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(chosen=configurations(), deals=st.integers(1, 6), at=st.integers(0, 5))
+def test_every_pair_is_drawn_equally_often_at_any_epochs_border(data, chosen, deals, at):
+    """Of n draws from a stratum of s pairs each pair gets n // s of them or one more, after any number of deals."""
+    for stream in HybridSampler(data, chosen, seed=at).streams.values():
+        pools = [stream.pool(number) for number in range(deals * stream.pools_per_deal)]
+        drawn = Counter((int(q), int(p)) for queries, passages in pools for q, p in zip(queries, passages, strict=True))
+        assert sum(drawn.values()) == deals * stream.pools_per_deal * stream.pool_rows
+        for stratum in stream.strata:
+            queries, passages = stratum.elements(np.arange(stratum.size))
+            counts = [drawn.pop((int(q), int(p)), 0) for q, p in zip(queries, passages, strict=True)]
+            assert max(counts) - min(counts) <= 1
+        assert not drawn
 
 
 # -------------------------------------------------------------------------------------------------- refusals
