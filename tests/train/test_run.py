@@ -75,8 +75,8 @@ def run_config(folder: Path, place: Path, **sections: dict[str, Any]) -> RunConf
 
 
 PRECISIONS: dict[str, tuple[dict[str, Any], int, float, float]] = {
-    "float32": ({}, 50, 1e-5, 1e-5),
-    "nf4-bfloat16": ({"quantization": "nf4", "dtype": "bfloat16"}, 20, 0.1, 0.02),
+    "float32": ({}, 24, 1e-5, 1e-5),
+    "nf4-bfloat16": ({"quantization": "nf4", "dtype": "bfloat16"}, 10, 0.1, 0.02),
 }
 """Model settings, steps, and how far losses and adapter weights may be apart. Seen after 50: 4e-7 and 5e-8; .018 and .003."""
 
@@ -107,22 +107,23 @@ def test_one_curve_on_any_number_of_ranks(folder, tmp_path, precision):
         assert losses(config) == pytest.approx(losses(configs[0]), abs=loss_tolerance)
         for name, weight in adapter(config).items():
             np.testing.assert_allclose(weight, adapter(configs[0])[name], atol=weight_tolerance)
-    assert np.mean(losses(configs[0])[-5:]) < (0.8 if steps == 50 else 0.95) * np.mean(losses(configs[0])[:5])
+    assert np.mean(losses(configs[0])[-5:]) < (0.8 if precision == "float32" else 0.95) * np.mean(losses(configs[0])[:5])
 
 
 @pytest.mark.parametrize("engine", ["plain", "zero3-nf4", "zero3-full", "zero2"])
 def test_resume_is_bit_exact_at_equal_world_size(folder, tmp_path, engine):
-    """Stopped by SIGTERM after step 3 on two ranks, then continued: every loss and every weight as without the stop."""
+    """Stopped by SIGTERM after step 2 on two ranks, then continued: every loss and every weight as without the stop."""
     sections: dict[str, dict[str, Any]] = {"model": {"lora": {"rank": 4, "dropout": 0.1}, "gradient_checkpointing": False}}
+    sections["training"] = {"max_steps": 4}
     if engine != "plain":
         sections["model"]["quantization"] = "nf4" if engine == "zero3-nf4" else "none"
-        sections["training"] = {"engine": "deepspeed", "deepspeed": zero(2 if engine == "zero2" else 3, tmp_path)}
+        sections["training"] |= {"engine": "deepspeed", "deepspeed": zero(2 if engine == "zero2" else 3, tmp_path)}
     if engine == "zero3-full":
         sections["model"]["lora"] = None
     whole = run_config(folder, tmp_path / "whole", **{k: dict(v) for k, v in sections.items()})
     parts = run_config(folder, tmp_path / "parts", **{k: dict(v) for k, v in sections.items()})
     assert run_ranks(train_on_this_rank, 2, whole.model_dump_json()) == [True, True]
-    assert run_ranks(train_on_this_rank, 2, parts.model_dump_json(), 3) == [False, False]
+    assert run_ranks(train_on_this_rank, 2, parts.model_dump_json(), 2) == [False, False]
     assert RunDirectory(parts.run.directory).status()["status"] == "preempted"
     assert run_ranks(train_on_this_rank, 2, parts.model_dump_json()) == [True, True]
     assert RunDirectory(parts.run.directory).status()["status"] == "done"
@@ -133,11 +134,11 @@ def test_resume_is_bit_exact_at_equal_world_size(folder, tmp_path, engine):
 
 def test_resume_on_another_number_of_ranks(folder, tmp_path):
     """Two ranks under ZeRO-3, then four: the curve continues to float32 rounding (DeepSpeed's own checkpoint refuses this)."""
-    sections = {"training": {"engine": "deepspeed", "deepspeed": zero(3, tmp_path)}}
+    sections = {"training": {"max_steps": 4, "engine": "deepspeed", "deepspeed": zero(3, tmp_path)}}
     whole = run_config(folder, tmp_path / "whole", **{k: dict(v) for k, v in sections.items()})
     parts = run_config(folder, tmp_path / "parts", **{k: dict(v) for k, v in sections.items()})
     run_ranks(train_on_this_rank, 2, whole.model_dump_json())
-    run_ranks(train_on_this_rank, 2, parts.model_dump_json(), 3)
+    run_ranks(train_on_this_rank, 2, parts.model_dump_json(), 2)
     assert run_ranks(train_on_this_rank, 4, parts.model_dump_json()) == [True] * 4
     assert losses(parts) == pytest.approx(losses(whole), abs=5e-5)
 

@@ -155,4 +155,5 @@ def test_the_other_rank_ends_and_names_the_lost_one(tmp_path, how, lost):
     with pytest.raises(RanksFailed, match="exit code 4"):
         run_ranks(watched, 2, how, str(tmp_path), patience=1)
     said = (tmp_path / f"rank{1 - lost}").read_text()
-    assert re.match(rf"True RankLost: rank {lost} \(host \S+\)", said), said
+    by_silence, by_phase = rf"True RankLost: rank {lost} \(host \S+\)", rf"False RankLost: rank {lost} \(host \S+\): step 7 has"
+    assert re.match(f"{by_silence}|{by_phase}", said), said  # one that stands in a phase may still write for itself
