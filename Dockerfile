@@ -30,6 +30,7 @@ ENV PATH=/opt/venv/bin:${PATH} \
     HF_HOME=/var/cache/hybrid_scale/huggingface \
     TORCH_EXTENSIONS_DIR=/var/cache/hybrid_scale/torch_extensions \
     TRITON_CACHE_DIR=/var/cache/hybrid_scale/triton \
+    PYTORCH_ALLOC_CONF=expandable_segments:True \
     TOKENIZERS_PARALLELISM=false \
     PYTHONUNBUFFERED=1
 

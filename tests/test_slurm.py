@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SRUN = """#!/bin/sh
+echo "$*" >>"$STATUS_FILE.steps"
 [ -z "$ENDS_AS" ] || printf '%s\\n' "$ENDS_AS" >"$STATUS_FILE"
 exit "$SRUN_CODE"
 """
@@ -55,22 +57,46 @@ FAILED = {"status": "failed", "reason": "ConfigError: no such key"}
 )
 def test_what_is_requeued(tmp_path, before, ends_as, environment, code, said):
     """`before`: status.json at the start; `ends_as`: what the trainer leaves there, None where it never began."""
+    done, _ = run_script(tmp_path, before, ends_as, environment)
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout
+    assert any(line.startswith("requeued") for line in done.stdout.splitlines()) == said.startswith("requeued")
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "doors"),
+    [
+        ({"SRUN_CODE": "0"}, 0, ["train"]),
+        ({"SRUN_CODE": "0", "HS_SELFTEST": "1"}, 0, ["selftest", "train"]),
+        ({"SRUN_CODE": "1", "HS_SELFTEST": "1"}, 2, ["selftest"]),
+    ],
+)
+def test_the_self_test_comes_first(tmp_path, environment, code, doors):
+    """A cluster that fails it starts no training."""
+    done, steps = run_script(tmp_path, None, {"status": "done"}, environment)
+    assert done.returncode == code, done.stderr
+    assert re.findall(r"launch/(\w+)\.py", steps) == doors
+    assert ('"$@" step launch/configs/xquad_tiny.yaml run.directory=' in steps) == ("train" in doors)
+
+
+def run_script(
+    folder: Path, before: object, ends_as: object, environment: dict[str, str]
+) -> tuple[subprocess.CompletedProcess[str], str]:
+    """The script's end, and what it asked of srun."""
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("sleep", "#!/bin/sh\n")):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    run = tmp_path / "run"
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    run = folder / "run"
     run.mkdir()
     status = run / "status.json"
     if before:
         status.write_text(json.dumps(before) + "\n")
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1", "SLURM_SUBMIT_DIR": str(ROOT)}
     ours = {"HS_PROCESSES_PER_NODE": "1", "JOB_STATE": "RUNNING", "SRUN_CODE": "1", "STATUS_FILE": str(status)}
-    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
     left = {"ENDS_AS": json.dumps(ends_as) if ends_as else "", "PATH": path}
     command = ["bash", "slurm/train.sbatch", "launch/configs/xquad_tiny.yaml", f"run.directory={run}"]
     done = subprocess.run(
         command, cwd=ROOT, env={**slurm, **ours, **left, **environment}, capture_output=True, text=True, timeout=600, check=False
     )
-    assert done.returncode == code, done.stderr
-    assert said in done.stdout
-    assert any(line.startswith("requeued") for line in done.stdout.splitlines()) == said.startswith("requeued")
+    return done, Path(f"{status}.steps").read_text()
