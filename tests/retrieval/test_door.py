@@ -1,6 +1,7 @@
 """launch/evaluate.py on a run that was really trained: stores, restart, the best checkpoint, refusals."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,25 @@ def test_stored_vectors_need_no_model(folder: Path, monkeypatch: pytest.MonkeyPa
     (run.embeddings / "set" / "step_00000002" / "corpus" / "part_00000.json").unlink()
     with pytest.raises(AssertionError, match="the model was loaded"):
         main([str(folder / "set"), "--run", str(run.path), "--out", str(folder / "other.json")])
+
+
+def test_a_run_on_a_set_in_parts(folder: Path, tmp_path: Path) -> None:
+    """Stores and numbers of each part are those that the part has alone."""
+    run = RunDirectory(folder / "run")
+    for part in ("gis", "tex"):
+        shutil.copytree(folder / "set", tmp_path / "forums" / part)
+        manifest = tmp_path / "forums" / part / "manifest.json"
+        manifest.write_text(json.dumps({**read_json(manifest), "part_of": "forums", "part": part}))
+    out = tmp_path / "forums.json"
+    assert main([str(tmp_path / "forums"), "--run", str(run.path), "--out", str(out)]) == 0
+    whole, alone = read_json(out), scored(folder, "--run", str(run.path))
+    assert whole["parts"] == {"gis": alone["metrics"], "tex": alone["metrics"]}
+    assert whole["in_domain"] == alone["in_domain"]
+    stores = run.embeddings / "forums"
+    assert sorted(path.relative_to(stores).as_posix() for path in stores.glob("*/*/corpus")) == [
+        "step_00000002/gis/corpus",
+        "step_00000002/tex/corpus",
+    ]
 
 
 def test_the_best_checkpoint(folder: Path) -> None:

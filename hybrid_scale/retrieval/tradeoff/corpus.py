@@ -12,7 +12,7 @@ import numpy as np
 
 from hybrid_scale.retrieval.index import Vectors
 
-BLOCK_BYTES = 2**28
+BLOCK_BYTES = 2**26
 """float32 bytes of the vectors that are given out at a time."""
 SAMPLE_BYTES = 2**30
 """float32 bytes of the vectors from which codes, cells and ranges are learned."""
