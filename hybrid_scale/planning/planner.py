@@ -72,7 +72,7 @@ def explain(plan: RunPlan) -> str:
             f" {training.max_tokens_per_embedding_batch:,} without gradients; {sharing}",
             f"memory: {gib(plan.memory)} of {gib(plan.limit)}, most for"
             f" {', '.join(f'{name} {gib(size)}' for size, name in largest)}",
-            f"schedule: {plan.schedule}, {plan.rounds} micro-batches a step; {once:.0%} of the tokens go through the model once,"
+            f"schedule: {plan.schedule}, {plan.rounds} micro-batch{'es' if plan.rounds > 1 else ''} a step; {once:.0%} of the tokens go through the model once,"
             " the fastest that fits",
         )
     )
@@ -185,6 +185,10 @@ def _place_is_stated(forecaster: Forecaster) -> bool:
 def _stated_place(forecaster: Forecaster) -> tuple[int, int]:
     """ZeRO stage and shard group that JSON and config state."""
     asked, zero, world = forecaster.config.training.shard_group, forecaster.zero, forecaster.cluster.world
+    if zero.stage is not None and asked is not None:
+        rule = f"{forecaster.config.training.deepspeed} states stage {zero.stage} itself"
+        remedy = "Use ds_configs/zero_auto.json, or leave training.shard_group out."
+        raise ConfigError(describe("training.shard_group", asked, rule, remedy))
     if zero.stage is not None:
         return zero.stage, (zero.group or world) if zero.stage == 3 else 1
     if not isinstance(asked, int):

@@ -16,7 +16,9 @@ from hybrid_scale.planning.search import BUDGETS, CAUTION
 from hybrid_scale.runs import RunDirectory, barred, read_json
 from hybrid_scale.train.run import dry_run, open_training_data, plan_budgets, replay, seen_gpu, train
 from tests.planning.test_plan import TEXTS, config
+from tests.ranks import run_ranks
 from tests.train.setup import make_config, write_inputs
+from tests.train.test_run import train_on_this_rank
 
 AUTO = dict.fromkeys(BUDGETS, "auto")
 
@@ -197,6 +199,17 @@ def test_a_run_goes_on_with_another_clusters_budgets(folder: Path, tmp_path: Pat
         other = make_config(folder, run={"directory": str(tmp_path)}, training={"max_steps": 2, **training})
         assert barred(run, other) == []
         assert train(other, lambda *_: None)
+
+
+def test_ranks_agree_on_their_budgets(folder: Path, tmp_path: Path) -> None:
+    """Two ranks: the first one plans for both, and the curve is that of stated budgets on one."""
+    losses = []
+    for ranks, training in ((1, {}), (2, {**AUTO, "gpu_memory_gib": 4})):
+        run = make_config(folder, run={"directory": str(tmp_path / str(ranks))}, training={"max_steps": 2, **training})
+        assert train(run, lambda *_: None) if ranks == 1 else run_ranks(train_on_this_rank, ranks, run.model_dump_json())
+        losses.append([record["loss"] for record in RunDirectory(run.run.directory).metrics()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert read_json(tmp_path / "2" / "manifest.json")["planned"]["cluster"] == "2 x processor (4.0 GiB)"
 
 
 def test_dry_run_plans_too(folder: Path) -> None:

@@ -225,6 +225,11 @@ def test_text_lengths_come_from_the_prepared_data(tmp_path: Path) -> None:
         ({"sampler": {"global_batch": 4, "mono_block_rows": 1}}, {}, "global_batch: found 4; 8 ranks need at least a row each"),
         ({"training": {"shard_group": 3}}, {}, "shard_group: found 3; must divide the 8 ranks"),
         ({"training": {"shard_group": None}}, {}, 'shard_group: found None; .*leaves "stage" to it'),
+        (
+            {"training": {"deepspeed": "ds_configs/zero3.json"}},
+            {},
+            "shard_group: found 'auto'; ds_configs/zero3.json states stage 3",
+        ),
         ({"training": {"deepspeed": "none.json"}}, {}, "deepspeed: found 'none.json'; no such file"),
         ({}, {"gpu": "b200x"}, "--gpu: found 'b200x'; no such GPU"),
         ({}, {"nodes": 0}, "--nodes: found 0; must be at least 1"),
