@@ -8,6 +8,7 @@ import datetime
 import fcntl
 import json
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ Status = Literal["planned", "queued", "running", "preempted", "done", "failed"]
 def atomic_path(path: Path) -> Iterator[Path]:
     """A sibling to write; renamed to `path` (fsynced) when the block ends well, removed when it doesn't."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # two threads, or nodes, may write one file at a time
     try:
         yield beside
         with open(beside, "rb") as file:

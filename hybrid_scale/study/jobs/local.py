@@ -5,6 +5,7 @@ known of a run comes from its directory: no output is parsed. Knows no torch and
 """
 
 import os
+import random
 import shlex
 import signal
 import socket
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, TextIO
 
+from hybrid_scale.errors import RunError, describe
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.study.clock import clock
 from hybrid_scale.study.evaluation import missing, output, settle
@@ -34,6 +36,8 @@ BUILT = (
     *("--use_deepspeed", "--deepspeed_multinode_launcher", "standard", "--num_machines", "1"),
     *("--mixed_precision", "no", "--dynamo_backend", "no"),
 )
+PORTS = range(20_000, 32_000)
+"""On which ranks of this machine meet, as in slurm/train.sbatch."""
 LINE_EVERY_SECONDS = 10.0
 """Pause between two progress lines where the output isn't a terminal."""
 
@@ -64,9 +68,12 @@ def _launcher(launch: LaunchSettings) -> list[str]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Free now, and outside the range from which the kernel gives ports to others in the seconds until rank 0 listens."""
+    for port in random.SystemRandom().sample(PORTS, 1000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise RunError(describe("ports", f"{PORTS.start} to {PORTS.stop - 1}", "none of 1,000 tried is free for the ranks to meet"))
 
 
 def environment(processes: int) -> dict[str, str]:
