@@ -296,8 +296,10 @@ class RunConfig(Section):
                 describe("loss.denominator", "hard_only", "needs hard negatives", "Set sampler.hard_negatives to at least 1.")
             )
         longest = max(self.data.max_query_tokens, self.data.max_passage_tokens)
+        # A planned number for passes without gradients is one that evaluation by itself takes: it must hold a text as well.
+        planned = set(self.training.planned) - {"max_tokens_per_embedding_batch"}
         for key in ("max_tokens_per_micro_batch", "max_tokens_per_embedding_batch"):
-            if key not in self.training.planned and getattr(self.training, key) < longest:
+            if key not in planned and getattr(self.training, key) < longest:
                 raise ConfigError(
                     describe(
                         f"training.{key}",

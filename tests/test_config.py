@@ -60,6 +60,13 @@ def refusal(tree: dict) -> str:
             changed(training={"max_tokens_per_micro_batch": 100}),
             "training.max_tokens_per_micro_batch: found 100; one text may have 256",
         ),
+        (
+            changed(
+                training=dict.fromkeys(("max_tokens_per_micro_batch", "max_tokens_per_embedding_batch"), "auto"),
+                data={"max_passage_tokens": 20_000},
+            ),
+            "training.max_tokens_per_embedding_batch: found 16384; one text may have 20000 tokens. Raise it, or lower",
+        ),
         (changed(optimizer={"learning_rate": float("nan")}), "a value isn't a plain number"),
     ],
 )

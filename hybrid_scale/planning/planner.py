@@ -64,6 +64,7 @@ def explain(plan: RunPlan) -> str:
     training, once = plan.config.training, plan.kept / plan.rounds
     largest = sorted(((size, name) for name, size in plan.lines.items()), reverse=True)[:3]
     kept = training.max_kept_tokens or training.max_tokens_per_micro_batch
+    rounds = f"{plan.rounds} micro-batch{'es' if plan.rounds > 1 else ''} a step"
     sharing = f"weights shared by {plan.group} GPUs" if plan.stage == 3 else "a copy of the weights on each GPU"
     return "\n  ".join(
         (
@@ -72,8 +73,7 @@ def explain(plan: RunPlan) -> str:
             f" {training.max_tokens_per_embedding_batch:,} without gradients; {sharing}",
             f"memory: {gib(plan.memory)} of {gib(plan.limit)}, most for"
             f" {', '.join(f'{name} {gib(size)}' for size, name in largest)}",
-            f"schedule: {plan.schedule}, {plan.rounds} micro-batch{'es' if plan.rounds > 1 else ''} a step; {once:.0%} of the tokens go through the model once,"
-            " the fastest that fits",
+            f"schedule: {plan.schedule}, {rounds}; {once:.0%} of the tokens go through the model once, the fastest that fits",
         )
     )
 
