@@ -83,15 +83,20 @@ def _passing(slot: Slot, world: int, dtype: torch.dtype) -> int:
 # ----------------------------------------------------------------------------------------------------------- DeepSpeed
 
 
+def without_compiled_op() -> None:
+    """Keep DeepSpeed from compiling a C++ op for inference on a CPU: a killed build hangs every later start."""
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 class Converter:
     """Makes ZeRO-3 parameters out of this rank's part of a weight alone. DeepSpeed 0.19.8's private attributes."""
 
     def __init__(self, settings: dict[str, Any]):
         import deepspeed
-        import deepspeed.ops
 
-        # A C++ op for inference that DeepSpeed would compile on a CPU; a killed build hangs every later start.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        without_compiled_op()
         self.zero = deepspeed.zero.Init(config_dict_or_path=settings, enabled=False)
         if self.zero.mem_efficient_linear:
             # DeepSpeed replaces torch's linear where it shares out weights itself, and not where it finds them shared. Autograd
