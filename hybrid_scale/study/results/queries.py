@@ -1,7 +1,7 @@
 """Single queries behind an evaluation (`eval/SET.parquet`) -> the values whose average is a measure, by parallel question.
 
 The columns are those that `launch/evaluate.py` writes: query, query_lang, group, pool (`union` or a passage language), relevant,
-measures. Knows no arm and no test.
+measures; `part` where a set comes in parts, whose score is the mean over them. Knows no arm and no test.
 """
 
 import math
@@ -65,6 +65,8 @@ class Queries:
             "query language": chosen["query_lang"],
             "language pair": chosen["query_lang"] + ">" + chosen["pool"],
         }[cut.stratum]
+        if "part" in chosen:
+            stratum = chosen["part"] + "/" + stratum
         named = {"query": chosen["query"], "pool": chosen["pool"], "cluster": chosen["group"], "stratum": stratum}
         return pd.DataFrame({**named, "value": chosen[cut.column].astype("float64")})
 
@@ -97,7 +99,8 @@ def read_queries(path: Path) -> Queries:
     if lacking:
         raise RunError(describe(str(path), table.column_names, f"{', '.join(lacking)} missing", "Evaluate the run again."))
     facts = table.schema.metadata or {}
-    wanted = [*NAMES, *dict.fromkeys(cut.column for cut in CUTS.values() if cut.column in table.column_names)]
+    parts = [name for name in ("part",) if name in table.column_names]
+    wanted = [*NAMES, *parts, *dict.fromkeys(cut.column for cut in CUTS.values() if cut.column in table.column_names)]
     frame = table.select(wanted).to_pandas()
     return Queries(frame, facts.get(b"fingerprint", b"").decode())
 

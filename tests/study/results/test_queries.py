@@ -46,6 +46,20 @@ def test_every_measure_is_that_of_the_evaluation(tmp_path: Path) -> None:
     assert contradiction({"metrics": stated}, queries, "x.json") is None
 
 
+def test_a_set_in_parts_is_the_mean_over_its_parts(tmp_path: Path) -> None:
+    """By hand: forum a has mean .5 over two queries, forum b .2 over one; the set scores .35, not .4."""
+    rows = [("a", "a/1", 0.75), ("a", "a/2", 0.25), ("b", "b/1", 0.2)]
+    table = pd.DataFrame(rows, columns=["part", "query", "ndcg@10"]).assign(query_lang="en", pool="union", relevant=1)
+    queries = read_queries(save_queries(RunDirectory(tmp_path), "x", table.assign(group=table["query"])))
+    values = queries.values("ndcg@10")
+    assert values is not None
+    whole = clusters(values)
+    assert whole is not None
+    assert (whole.estimate, macro_mean(values)) == (pytest.approx(0.35), pytest.approx(0.35))
+    assert contradiction({"metrics": {"ndcg@10": 0.35}}, queries, "x.json") is None
+    assert "its single queries say 0.35" in str(contradiction({"metrics": {"ndcg@10": 0.4}}, queries, "x.json"))
+
+
 def test_means_are_those_of_loops(tmp_path: Path) -> None:
     table = single_queries(10, 7, GAIN, seed=1)
     queries = read_queries(save_queries(RunDirectory(tmp_path), "x", table))
