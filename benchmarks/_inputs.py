@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedToken
 
 from hybrid_scale.data.records import Pair
 from hybrid_scale.data.writing import write_pairs
-from hybrid_scale.train.loop import TrainingData
+from hybrid_scale.train.batches import TrainingData
 
 END = "<end>"
 VOCABULARY = 8192

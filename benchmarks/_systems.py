@@ -311,9 +311,9 @@ class Ours:
 
     def __init__(self, job: Job):
         from hybrid_scale.model.load import load_embedder
+        from hybrid_scale.train.batches import open_training_data
         from hybrid_scale.train.engine import make_accelerator, make_engine
         from hybrid_scale.train.guard import GradientGuard
-        from hybrid_scale.train.run import open_training_data
 
         self.config = job.config
         self.data = open_training_data(job.config, dist.world_size())
@@ -328,8 +328,8 @@ class Ours:
         return self.data.encoder.encode("passage", texts)
 
     def step(self, number: int) -> tuple[float, Phases]:
+        from hybrid_scale.train.batches import build_share, plan_step
         from hybrid_scale.train.gradcache import forward_backward
-        from hybrid_scale.train.loop import build_share, plan_step
         from hybrid_scale.train.loss import Targets
 
         clock = Clock()

@@ -30,7 +30,7 @@ from _ranks import machine, run_ranks
 from _systems import Job, Measured, measure
 
 from hybrid_scale.config import RunConfig, validate
-from hybrid_scale.train.run import open_training_data
+from hybrid_scale.train.batches import open_training_data
 
 WORLD = 2
 MICRO_BATCH = 512

@@ -3,6 +3,7 @@
 Refuses to do work: no file but the YAML is opened, no library is loaded, nothing is derived that needs data.
 """
 
+import copy
 import datetime
 import json
 import re
@@ -35,7 +36,7 @@ class RunSettings(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._=-]+$")] = "run"
     directory: str = "runs/run"
     """Where this run lives; created if absent, continued if its config agrees, else refused."""
-    seed: NonNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
 class DataSettings(Section):
@@ -333,8 +334,10 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=deep)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, str | int | float | bool | None):
+                raise ConfigError(describe(f"line {line}", key, "a key is a word", "Put a text with brackets in quotes."))
             if key in seen:
-                line = key_node.start_mark.line + 1
                 raise ConfigError(describe(f"line {line}", key, "the key stands twice in one section", "Keep one of them."))
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
@@ -351,26 +354,37 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError: missing, not YAML, not a mapping, a key twice."""
     if not path.is_file():
         raise ConfigError(describe(str(path), "no such file", "a config is a YAML file", "Check the path."))
-    return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        found = error.object[error.start : error.end]
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(describe(f"{path}:{line}", found, "a config is text in UTF-8", "Convert it.")) from None
+    return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    try:
-        tree = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{where}{line}: not YAML: {getattr(error, 'problem', error)}.") from None
+    tree = _load_yaml(text, where)
     if not isinstance(tree, dict):
         raise ConfigError(describe(where, tree, "a config is a mapping of sections"))
     return tree
 
 
+def _load_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark and "\n" in text else ""
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise ConfigError(f"{where}{line}: not YAML: {problem}.") from None
+
+
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of `tree` with `section.key=value` set; the value is read as YAML. Raises ConfigError on another form."""
-    result = json.loads(json.dumps(tree))
+    result = copy.deepcopy(tree)
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = path.split(".")
@@ -383,7 +397,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             node = node[key]
             if not isinstance(node, dict):
                 raise ConfigError(describe(f"override {path}", override, f"'{key}' is a value, not a section"))
-        node[keys[-1]] = yaml.load(text, _Loader)  # noqa: S506
+        node[keys[-1]] = _load_yaml(text, f"override {override!r}")
     return result
 
 
@@ -419,8 +433,8 @@ def _planned(tree: dict[str, Any]) -> dict[str, Any]:
 def _to_json(tree: dict[str, Any], where: str) -> str:
     try:
         return json.dumps(tree, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: a value isn't a plain number, text, list or mapping: {error}.") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"a value isn't a plain number, text, list or mapping: {error}.") from None
 
 
 def _explain(kind: type[BaseModel], problem: Any) -> str:
@@ -430,7 +444,9 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
         return describe(key, problem["input"], "unknown key", nearest(path[-1], _fields_at(kind, path[:-1])))
     if problem["type"] == "missing":
         return describe(key, "nothing", "this key is required", "Set it.")
-    return describe(key, problem["input"], problem["msg"][0].lower() + problem["msg"][1:])
+    # YAML 1.1, which PyYAML reads, takes no, off, yes and on for truth values: no is also Norwegian.
+    quotes = "Put it in quotes." if problem["type"] == "string_type" and isinstance(problem["input"], bool) else ""
+    return describe(key, problem["input"], problem["msg"][0].lower() + problem["msg"][1:], quotes)
 
 
 def _fields_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ One process drives one GPU. Without a GPU each function does what a CPU needs, m
 """
 
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -48,12 +49,17 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if present() else torch.device("cpu")
 
 
+def name() -> str | None:
+    """The GPU's name, as its driver reports it; None without one."""
+    return torch.cuda.get_device_name() if present() else None
+
+
 def label() -> str:
     """What this process computes on: the GPU's name, its memory and how much of it is free; or `CPU`."""
     if not present():
         return "CPU"
     free, total = torch.cuda.mem_get_info()
-    return f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    return f"{name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
 
 
 def synchronize() -> None:
@@ -98,6 +104,17 @@ def pinned(numel: int, dtype: torch.dtype) -> torch.Tensor:
 def total_bytes() -> int | None:
     """Memory of our GPU; None without one."""
     return int(torch.cuda.get_device_properties(device()).total_memory) if present() else None
+
+
+def forget_peak() -> None:
+    """`peak_bytes` counts from here on; without a GPU it goes on counting from the start of the process."""
+    if present():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_bytes() -> int:
+    """Most memory that was allocated on our GPU since `forget_peak`; without one, that was ever resident in this process."""
+    return torch.cuda.max_memory_allocated() if present() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextmanager

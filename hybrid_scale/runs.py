@@ -35,6 +35,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def readable(folder: Path) -> None:
+    """Give all files in a folder the permissions of an ordinary new file: safetensors makes its own for the owner alone."""
+    probe = folder / ".permissions"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing."""
     with atomic_path(path) as beside:

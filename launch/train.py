@@ -20,7 +20,9 @@ from hybrid_scale.retrieval.benchmark import evaluate_run
 from hybrid_scale.retrieval.parts import open_sets
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.train.engine import Engine
-from hybrid_scale.train.run import dry_run, replay, train
+from hybrid_scale.train.replay import replay
+from hybrid_scale.train.run import train
+from hybrid_scale.train.settle import dry_run
 from hybrid_scale.train.watch import EXIT_CODE, RankLost
 
 

@@ -136,3 +136,32 @@ def test_shipped_configs_are_valid():
     assert len(runs) >= 2
     for path in runs:
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a: é\n".encode("utf-16"), r"x.yaml:1: found b'\\xff'; a config is text in UTF-8"),
+        (b"a: 1\nb: \xe9\n", r"x.yaml:2: found b'\\xe9'; a config is text in UTF-8"),
+        (b"{[1, 2]: 3}\n", "line 1: found .*; a key is a word"),
+        (b"a: &x [*x]\n", "a value isn't a plain number"),
+        (b"a: .inf\n", "a value isn't a plain number"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path, content, said):
+    (tmp_path / "x.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=said):
+        load_config(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize("override", ["a.b=[", 'a.b="x', "a.b=*x", "a.b=\udce9"])
+def test_overrides_that_are_not_yaml(tmp_path, override):
+    (tmp_path / "x.yaml").write_text("a: {b: 1}\n")
+    with pytest.raises(ConfigError, match=r"^override '.*': not YAML: ") as caught:
+        load_config(tmp_path / "x.yaml", [override])
+    str(caught.value).encode()
+
+
+def test_norwegian_needs_quotes():
+    with pytest.raises(ConfigError, match=r"sampler.languages.0: found False; .* Put it in quotes."):
+        validate(RunConfig, changed(sampler={"languages": [False]}), "x")

@@ -16,11 +16,10 @@ from hybrid_scale.config import RunConfig
 from hybrid_scale.errors import RunError
 from hybrid_scale.model.embedder import Embedder
 from hybrid_scale.model.load import load_embedder
+from hybrid_scale.train.batches import TrainingData, build_share, open_training_data, plan_step
 from hybrid_scale.train.engine import PlainEngine
 from hybrid_scale.train.gradcache import forward_backward
-from hybrid_scale.train.loop import TrainingData, build_share, plan_step
 from hybrid_scale.train.loss import Targets
-from hybrid_scale.train.run import open_training_data
 from hybrid_scale.train.snapshot import Snapshot
 from tests.pretend_gpu import GPU_NAME, OnGpu, move, pretended_gpu, register
 from tests.ranks import run_ranks
@@ -30,10 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ASK_THEMSELVES = (
     "hybrid_scale/gpu.py",
     "hybrid_scale/retrieval/index.py",
-    "hybrid_scale/train/loop.py",
-    "hybrid_scale/train/run.py",
 )
-"""The only modules that may name torch.cuda: the last three for sizes of blocks, a peak and a device's name."""
+"""The only modules that may name torch.cuda: the last one for sizes of blocks."""
 
 
 # --------------------------------------------------------------------------------------------------------- taking a GPU

@@ -8,7 +8,7 @@ import pytest
 
 from hybrid_scale.config import RunConfig, validate
 from hybrid_scale.errors import RunError
-from hybrid_scale.runs import RunDirectory, atomic_path, read_json, write_json
+from hybrid_scale.runs import RunDirectory, atomic_path, read_json, readable, write_json
 from tests.test_config import MINIMAL, changed
 
 
@@ -60,6 +60,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         half_write(beside)
     assert read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_others_may_read_what_a_folder_holds(tmp_path):
+    """safetensors makes its files 0600."""
+    (tmp_path / "deep").mkdir()
+    for path in (tmp_path / "a", tmp_path / "deep/b"):
+        path.touch(mode=0o600)
+    before = os.umask(0o027)
+    try:
+        readable(tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()} == {"a": 0o640, "b": 0o640}
 
 
 def test_metrics_of_a_resumed_run_count_once_and_a_torn_last_line_is_left_out(tmp_path):

@@ -21,6 +21,7 @@ from hybrid_scale.model.card import model_card
 from hybrid_scale.model.embedder import Embedder
 from hybrid_scale.model.standalone import write_json, write_merged, write_sentence_transformers
 from hybrid_scale.model.trained import Format, Merging, Trained
+from hybrid_scale.runs import readable
 
 PREFIX = "backbone."
 
@@ -69,6 +70,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         beside.mkdir()
         yield beside
+        readable(beside)
         for written in beside.rglob("*"):
             if written.is_file():
                 with open(written, "rb") as file:

@@ -14,6 +14,7 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprec
 import bitsandbytes as bnb  # noqa: E402
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict  # noqa: E402
 from peft.tuners.lora import LoraLayer  # noqa: E402
+from safetensors import SafetensorError  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import AutoConfig, AutoModel, PretrainedConfig  # noqa: E402
@@ -71,7 +72,7 @@ def _load_backbone(settings: ModelSettings, shards: dict[str, Any] | None) -> An
             backbone = load_sharded(settings, config, attention, shards)
         if backbone is None:
             backbone = _load_whole(settings, config, attention)
-    except (OSError, ValueError, ImportError) as error:  # ImportError: flash attention that isn't installed
+    except (OSError, ValueError, ImportError, SafetensorError) as error:  # ImportError: flash attention that isn't installed
         raise ModelError(describe("model.base", settings.base, f"the model can't be loaded: {error}")) from None
     for module in backbone.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -88,7 +89,7 @@ def _load_whole(settings: ModelSettings, config: PretrainedConfig, attention: st
             options["quantization_config"] = nf4(DTYPES[settings.dtype])
         if gpu.present():
             options["device_map"] = {"": gpu.device()}
-    return AutoModel.from_pretrained(
+    backbone, report = AutoModel.from_pretrained(
         settings.base,
         config=config,
         revision=settings.revision,
@@ -96,8 +97,13 @@ def _load_whole(settings: ModelSettings, config: PretrainedConfig, attention: st
         dtype=DTYPES[settings.dtype],
         attn_implementation=attention,
         use_safetensors=True,
+        output_loading_info=True,
         **options,
     )
+    if missing := sorted(report["missing_keys"]):  # transformers would leave them random
+        rule = f"its files lack {len(missing)} of the model's weights"
+        raise ModelError(describe("model.base", settings.base, rule, f"The first: {', '.join(missing[:5])}."))
+    return backbone
 
 
 def _read_config(settings: ModelSettings) -> PretrainedConfig:

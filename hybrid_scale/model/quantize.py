@@ -23,7 +23,7 @@ from hybrid_scale.errors import ModelError, describe
 from hybrid_scale.model.nf4 import BLOCK, STORAGE, Read, Slot, compress_scales, make_state, nf4, quantize_range, slots_of
 from hybrid_scale.model.skeleton import make_skeleton, why_not
 from hybrid_scale.model.weight_files import INDEX, Checkpoint, Progress, match_names, reader
-from hybrid_scale.runs import read_json, write_json
+from hybrid_scale.runs import read_json, readable, write_json
 
 MANIFEST = "quantised.json"
 FILE_BYTES = 2 << 30
@@ -93,6 +93,7 @@ def quantize(base: str, out: Path, dtype: str, revision: str | None = None, cont
         if path.suffix in (".json", ".txt", ".model", ".jinja", ".py") and path.name not in (INDEX, "config.json"):
             shutil.copyfile(path, beside / path.name)
     write_json(beside / MANIFEST, manifest)
+    readable(beside)
     if out.exists():
         out.rmdir()
     os.replace(beside, out)

@@ -24,7 +24,7 @@ from hybrid_scale.config import RunConfig
 from hybrid_scale.errors import HybridScaleError, RunError, describe
 from hybrid_scale.model.embedder import Embedder
 from hybrid_scale.model.export import save_trained
-from hybrid_scale.runs import RunDirectory, read_json, write_json
+from hybrid_scale.runs import RunDirectory, read_json, readable, write_json
 from hybrid_scale.train.engine import Engine
 from hybrid_scale.train.snapshot import Snapshot, State
 
@@ -159,6 +159,7 @@ def write(folder: Path, embedder: Embedder, state: State, facts: dict[str, Any])
         save_file(state.moments, beside / "engine" / "moments.safetensors")
         save_file(state.random, beside / "engine" / "random.safetensors")
         write_json(beside / "trainer.json", facts)
+        readable(beside)
         _seal(beside)
         _remove(folder)  # a damaged one: training goes on from the newest whole checkpoint, so a whole one isn't written again
         os.replace(beside, folder)

@@ -30,6 +30,10 @@ FAILED_TICKS = 10
 """Ticks that this rank has to end by itself after another one said that it failed."""
 
 
+STOP_SECONDS = 10.0
+"""For a thread that is asking the store; one that waits for a store that is gone is left behind."""
+
+
 class RankLost(RunError):
     """Another rank died, hangs or failed; the message names it. Doors exit with EXIT_CODE."""
 
@@ -56,15 +60,20 @@ class Watch:
         """Whether the store's process has ended, not only fallen silent."""
         self._fetched: list[dict[str, Any]] | None = None
         self._stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         if dist.world_size() > 1:
             self.notes = dist.Notes()
             for work in (self._exchange, self._judge):
-                threading.Thread(target=work, name="watch", daemon=True).start()
+                self._threads.append(threading.Thread(target=work, name="watch", daemon=True))
+                self._threads[-1].start()
 
     def stop(self) -> None:
+        """End the threads: one that came back from the store while Python takes itself apart would abort the process."""
         self._stopped.set()
+        for thread in self._threads:
+            thread.join(STOP_SECONDS)
 
     def at(self, step: int, phase: str) -> None:
         """This rank is in `phase` of step `step` (from 1)."""

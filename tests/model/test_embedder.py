@@ -1,9 +1,11 @@
 """Padding side, padding amount and pooling must not change what they shouldn't."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GemmaConfig, GemmaModel, LlamaConfig, LlamaModel, MistralConfig, MistralModel, Qwen2Config, Qwen2Model
 
 from hybrid_scale.config import ModelSettings
@@ -114,6 +116,21 @@ def test_an_adapter_with_other_names_is_refused(folder, tmp_path):
 def test_a_target_that_the_model_lacks_is_refused(folder):
     settings = ModelSettings.model_validate({"base": str(folder / "model"), "lora": {"targets": ["nothing"]}})
     with pytest.raises(ModelError, match=r"model.lora.targets"):
+        load_embedder(settings, seed=0)
+
+
+def test_a_base_that_lacks_a_weight_is_refused(folder, tmp_path):
+    """transformers would leave it random and go on."""
+    shutil.copytree(folder / "model", tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    gone = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
+    save_file({name: weight for name, weight in weights.items() if name != gone}, tmp_path / "model/model.safetensors")
+    settings = ModelSettings.model_validate({"base": str(tmp_path / "model"), "lora": {"rank": 4}})
+    with pytest.raises(ModelError, match=r"lack 1 of the model's weights. The first: .*layers.1.mlp.up_proj.weight"):
+        load_embedder(settings, seed=0)
+    content = (folder / "model/model.safetensors").read_bytes()
+    (tmp_path / "model/model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ModelError, match=r"model.base: found .*can't be loaded"):
         load_embedder(settings, seed=0)
 
 

@@ -14,7 +14,10 @@ from hybrid_scale.planning.hardware import GPUS, make_cluster, of_device
 from hybrid_scale.planning.planner import as_planned, best_run, for_manifest, plan_run
 from hybrid_scale.planning.search import BUDGETS, CAUTION
 from hybrid_scale.runs import RunDirectory, barred, read_json
-from hybrid_scale.train.run import dry_run, open_training_data, plan_budgets, replay, seen_gpu, train
+from hybrid_scale.train.batches import open_training_data
+from hybrid_scale.train.replay import replay
+from hybrid_scale.train.run import train
+from hybrid_scale.train.settle import dry_run, plan_budgets, seen_gpu
 from tests.planning.test_plan import TEXTS, config
 from tests.ranks import run_ranks
 from tests.train.setup import make_config, write_inputs

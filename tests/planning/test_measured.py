@@ -15,11 +15,10 @@ from hybrid_scale.model.load import count_parameters, load_embedder
 from hybrid_scale.model.shape import read_shape
 from hybrid_scale.model.tiny import write_model
 from hybrid_scale.planning.costs import DTYPE_BYTES, count, loss_bytes, static_bytes
+from hybrid_scale.train.batches import build_share, open_training_data, plan_step
 from hybrid_scale.train.engine import PlainEngine
 from hybrid_scale.train.gradcache import forward_backward
-from hybrid_scale.train.loop import build_share, plan_step
 from hybrid_scale.train.loss import Targets, contrastive_loss
-from hybrid_scale.train.run import open_training_data
 from tests.planning.test_trace import Storages
 from tests.train.setup import make_config, write_inputs
 

@@ -21,7 +21,7 @@ from hybrid_scale.planning.hardware import GPUS, Cluster, find_gpu, make_cluster
 from hybrid_scale.planning.planner import best_run, nearest_fit, plan_run
 from hybrid_scale.planning.speed import Calibration, Work, step_flops, step_seconds
 from hybrid_scale.planning.zero import read_zero
-from hybrid_scale.train.run import choose_shard_group
+from hybrid_scale.train.settle import choose_shard_group
 from tests.test_floors import BLOCKED, ROOT
 
 TEXTS = Texts(34, 187, "XQuAD-R, English")

@@ -14,7 +14,9 @@ from hybrid_scale.config import RunConfig
 from hybrid_scale.errors import RunError
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.train import run as run_module
-from hybrid_scale.train.run import open_training_data, replay, train
+from hybrid_scale.train.batches import open_training_data
+from hybrid_scale.train.replay import replay
+from hybrid_scale.train.run import train
 from tests.ranks import run_ranks
 from tests.train.setup import make_config, write_inputs, zero
 from tests.train.test_step import dense_gradients, gradient_of_step, nonzero_adapter

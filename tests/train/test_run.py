@@ -18,8 +18,10 @@ from hybrid_scale.config import OptimizerSettings, RunConfig
 from hybrid_scale.errors import ConfigError, RunError
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.train import checkpoint, resume
-from hybrid_scale.train.run import dry_run, open_training_data, train
+from hybrid_scale.train.batches import open_training_data
+from hybrid_scale.train.run import train
 from hybrid_scale.train.schedule import learning_rate
+from hybrid_scale.train.settle import dry_run
 from tests.ranks import run_ranks
 from tests.train.setup import make_config, write_inputs, zero
 
@@ -124,7 +126,8 @@ def test_resume_is_bit_exact_at_equal_world_size(folder, tmp_path, engine):
     parts = run_config(folder, tmp_path / "parts", **{k: dict(v) for k, v in sections.items()})
     assert run_ranks(train_on_this_rank, 2, whole.model_dump_json()) == [True, True]
     assert run_ranks(train_on_this_rank, 2, parts.model_dump_json(), 2) == [False, False]
-    assert RunDirectory(parts.run.directory).status()["status"] == "preempted"
+    stopped = RunDirectory(parts.run.directory).status()
+    assert (stopped["status"], stopped["step"], stopped["reason"]) == ("preempted", 2, "SIGTERM")
     assert run_ranks(train_on_this_rank, 2, parts.model_dump_json()) == [True, True]
     assert RunDirectory(parts.run.directory).status()["status"] == "done"
     assert losses(parts) == losses(whole)

@@ -17,11 +17,10 @@ from hybrid_scale.config import RunConfig
 from hybrid_scale.errors import ConfigError
 from hybrid_scale.model.load import load_embedder
 from hybrid_scale.planning.costs import MemoryNeed, ParameterCounts
+from hybrid_scale.train.batches import build_share, open_training_data, plan_step
 from hybrid_scale.train.engine import make_accelerator, make_engine, read_deepspeed_config, shard_group, zero_stage
 from hybrid_scale.train.gradcache import forward_backward
-from hybrid_scale.train.loop import build_share, plan_step
 from hybrid_scale.train.loss import Targets
-from hybrid_scale.train.run import open_training_data
 from tests.ranks import ROOT, run_ranks
 from tests.train.setup import make_config, write_inputs
 from tests.train.test_step import SCHEDULES, check, distance, nonzero_adapter

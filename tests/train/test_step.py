@@ -20,11 +20,10 @@ from hybrid_scale.config import RunConfig
 from hybrid_scale.data.partition import Plan
 from hybrid_scale.model.embedder import Embedder
 from hybrid_scale.model.load import load_embedder
+from hybrid_scale.train.batches import TrainingData, build_share, open_training_data, plan_step
 from hybrid_scale.train.engine import make_accelerator, make_engine
 from hybrid_scale.train.gradcache import forward_backward
-from hybrid_scale.train.loop import TrainingData, build_share, plan_step
 from hybrid_scale.train.loss import Targets
-from hybrid_scale.train.run import open_training_data
 from tests.ranks import run_ranks
 from tests.train.setup import make_config, write_inputs, zero
 
