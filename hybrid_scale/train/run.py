@@ -45,8 +45,9 @@ def train(config: RunConfig, evaluate: Evaluate) -> bool:
     keeper = Keeper(run)
     watch = Watch(config.training.rank_timeout_seconds, keeper.end)
     watch.start()
+    first = dist.rank() == 0  # asked now: at the end the process group is gone
     try:
-        finished = _train(config, run, evaluate, stop, watch, keeper)
+        finished, asked = _train(config, run, evaluate, stop, watch, keeper)
     except BaseException as error:
         lost = watch.explain(error)
         if lost is None:
@@ -55,15 +56,12 @@ def train(config: RunConfig, evaluate: Evaluate) -> bool:
         if lost is None:
             raise
         raise lost from error
-    watch.stop()
-    dist.barrier()  # the store that watches read may end with rank 0
     done = finished == config.training.max_steps
-    if dist.rank() == 0 and done:
+    if first and done:
         run.set_status("done", step=finished)
-    elif dist.rank() == 0:
-        reason = stop.reason() or "another rank was asked to stop"
-        run.set_status("preempted", step=finished, reason=reason)
-        say(f"stopped after step {finished}: {reason}; the same command goes on from there")
+    elif first:
+        run.set_status("preempted", step=finished, reason=asked)
+        print(f"stopped after step {finished}: {asked}; the same command goes on from there", file=sys.stderr, flush=True)
     return done
 
 
@@ -82,8 +80,10 @@ class Keeper:
                 self.run.set_status("failed", reason=reason)
 
 
-def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopRequest, watch: Watch, keeper: Keeper) -> int:
-    """Steps finished when the run ended or stopped."""
+def _train(
+    config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopRequest, watch: Watch, keeper: Keeper
+) -> tuple[int, str]:
+    """Steps finished, and who asked for a stop and why ("": nobody). The process group has ended."""
     started, world = time.monotonic(), dist.world_size()
     if dist.rank() == 0:
         run.set_status("running", world_size=world)
@@ -133,8 +133,11 @@ def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopR
         evaluate_now(None)
         checkpoints.judge(finished, None)
         say(f"done in {time.monotonic() - started:.0f} s: {run.path}")
+    asked = ", ".join(f"{reason} on rank {rank}" for rank, reason in enumerate(dist.gather_objects(stop.reason())) if reason)
+    watch.stop()
+    dist.barrier()  # the store that watches read may end with rank 0
     accelerator.end_training()
-    return finished
+    return finished, asked
 
 
 def _build(settled: Settled, run: RunDirectory, resumed: Path | None) -> tuple[Embedder, Any, Engine]:

@@ -127,7 +127,7 @@ def test_resume_is_bit_exact_at_equal_world_size(folder, tmp_path, engine):
     assert run_ranks(train_on_this_rank, 2, whole.model_dump_json()) == [True, True]
     assert run_ranks(train_on_this_rank, 2, parts.model_dump_json(), 2) == [False, False]
     stopped = RunDirectory(parts.run.directory).status()
-    assert (stopped["status"], stopped["step"], stopped["reason"]) == ("preempted", 2, "SIGTERM")
+    assert (stopped["status"], stopped["step"], stopped["reason"]) == ("preempted", 2, "SIGTERM on rank 0")
     assert run_ranks(train_on_this_rank, 2, parts.model_dump_json()) == [True, True]
     assert RunDirectory(parts.run.directory).status()["status"] == "done"
     assert losses(parts) == losses(whole)
