@@ -31,6 +31,7 @@ from hybrid_scale.data.text import load_text_encoder
 from hybrid_scale.errors import RunError, describe
 from hybrid_scale.model.embedder import Embedder
 from hybrid_scale.model.load import load_embedder
+from hybrid_scale.planning.planner import as_planned
 from hybrid_scale.retrieval.benchmark import trained_on
 from hybrid_scale.retrieval.encode import Encoding, encode_stored
 from hybrid_scale.retrieval.evaluate import evaluate, evaluate_run_file, write_table
@@ -133,7 +134,7 @@ class Model:
 
     def __init__(self, chosen: argparse.Namespace):
         run = RunDirectory(chosen.run) if chosen.run else None
-        self.config = run.config() if run else load_config(chosen.config)
+        self.config = as_planned(run.config(), read_json(run.manifest_file)) if run else load_config(chosen.config)
         self.checkpoint = checkpoint_of(run, chosen.best) if run else None
         self.point = self.checkpoint.name if self.checkpoint else "base"
         self.home = (run or RunDirectory(self.config.run.directory)).embeddings
