@@ -23,6 +23,7 @@ import _environment  # noqa: F401
 from _ranks import machine, run_ranks
 
 from hybrid_scale import dist
+from hybrid_scale.checkpoints import complete
 from hybrid_scale.config import RunConfig
 from hybrid_scale.model.tiny import write_model, write_tokenizer
 from hybrid_scale.runs import RunDirectory
@@ -69,7 +70,7 @@ def measure(folder: Path, lora_rank: int) -> dict[str, Any]:
     config = make_config(folder, run={"directory": str(folder / f"run{lora_rank}")}, training=training, model=model)
     results = run_ranks(on_this_rank, 2, config.model_dump_json())
     run = RunDirectory(config.run.directory)
-    mib = sum(path.stat().st_size for path in checkpoint.complete(run)[-1].rglob("*") if path.is_file()) / 2**20
+    mib = sum(path.stat().st_size for path in complete(run)[-1].rglob("*") if path.is_file()) / 2**20
     saves = [
         {"step": first["step"], "waited": round(max(first["waited"], second["waited"]), 5), "seconds": round(first["seconds"], 4)}
         for first, second in zip(results[0][0], results[1][0], strict=True)

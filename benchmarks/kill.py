@@ -26,9 +26,9 @@ import numpy as np
 from _ranks import machine
 from safetensors.numpy import load_file
 
+from hybrid_scale.checkpoints import folder_name
 from hybrid_scale.config import RunConfig
 from hybrid_scale.runs import RunDirectory
-from hybrid_scale.train import checkpoint
 from tests.train.kills import Campaign, losses, small_disk
 from tests.train.setup import make_config, write_inputs, zero
 
@@ -47,7 +47,7 @@ def config_of(folder: Path, place: Path, dropout: float, timeout: float = 20.0) 
 
 
 def adapter(run: RunDirectory) -> dict[str, np.ndarray]:
-    return load_file(run.checkpoints / checkpoint.folder_name(STEPS) / "adapter" / "adapter_model.safetensors")
+    return load_file(run.checkpoints / folder_name(STEPS) / "adapter" / "adapter_model.safetensors")
 
 
 def same_end(run: RunDirectory, whole: RunDirectory) -> bool:

@@ -16,32 +16,23 @@ FILE.json holds the values of single queries. Files of another kind are never ov
 """
 
 import argparse
-import hashlib
 import sys
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hybrid_scale import dist
-from hybrid_scale.config import RunConfig, load_config
+from hybrid_scale.checkpoints import chosen as checkpoint_of
+from hybrid_scale.config import load_config
 from hybrid_scale.data.prepared import RetrievalSet
-from hybrid_scale.data.text import load_text_encoder
 from hybrid_scale.errors import RunError, describe
-from hybrid_scale.model.embedder import Embedder
-from hybrid_scale.model.load import load_embedder
 from hybrid_scale.planning.planner import as_planned
 from hybrid_scale.retrieval.benchmark import trained_on
-from hybrid_scale.retrieval.encode import Encoding, encode_stored
 from hybrid_scale.retrieval.evaluate import evaluate, evaluate_run_file, write_table
-from hybrid_scale.retrieval.index import Shard
 from hybrid_scale.retrieval.parts import beside, one_set, open_sets, score_all
+from hybrid_scale.retrieval.scored_model import ScoredModel
 from hybrid_scale.retrieval.trec import check_ids, score_files, write_qrels
-from hybrid_scale.retrieval.vectors import open_embeddings, open_stored
+from hybrid_scale.retrieval.vectors import open_embeddings
 from hybrid_scale.runs import RunDirectory, check_writable, read_json, write_json
-from hybrid_scale.train.checkpoint import COMPLETE, best, damage, latest
-from hybrid_scale.train.resume import model_digests
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
@@ -100,59 +91,12 @@ def summary(result: dict[str, Any]) -> str:
     return "\n".join([head, *lines, *notes, *refusals])
 
 
-def checkpoint_of(run: RunDirectory, take_best: bool) -> Path:
-    """The checkpoint to score, whole. Raises RunError: there is none."""
-    if not take_best:
-        found = latest(run)
-        if found is None:
-            raise RunError(describe(str(run.checkpoints), "no complete checkpoint", "a trained run is needed", "Train it first."))
-        return found
-    found = best(run)
-    if found is None:
-        remedy = "Train with training.keep_best, or leave --best out."
-        raise RunError(describe(str(run.checkpoints), "no best checkpoint", "training.keep_best names one", remedy))
-    reason = dist.first_rank_does(lambda: damage(found))
-    if reason is not None:
-        raise RunError(describe(str(found), reason, "a checkpoint is whole", "Leave --best out."))
-    return found
-
-
-def model_facts(config: RunConfig, checkpoint: Path | None) -> dict[str, Any]:
-    """What names the weights and how they are used, as JSON: files of the base, SHA-256 of what was trained, pooling, ..."""
-    settings = config.model
-    facts: dict[str, Any] = {"base": model_digests(settings), "trained": None}
-    if checkpoint is not None:
-        sums = [line for line in (checkpoint / COMPLETE).read_text(encoding="utf-8").splitlines() if "  adapter/" in line]
-        facts["trained"] = hashlib.sha256("\n".join(sorted(sums)).encode()).hexdigest()
-    for name in ("quantization", "dtype", "attention", "pooling", "end_token"):
-        facts[name] = getattr(settings, name)
-    return facts
-
-
-class Model:
-    """A run's model, or its untrained base: loaded on this rank's device when the first text is embedded, once for all sets."""
-
-    def __init__(self, chosen: argparse.Namespace):
-        run = RunDirectory(chosen.run) if chosen.run else None
-        self.config = as_planned(run.config(), read_json(run.manifest_file)) if run else load_config(chosen.config)
-        self.checkpoint = checkpoint_of(run, chosen.best) if run else None
-        self.point = self.checkpoint.name if self.checkpoint else "base"
-        self.home = (run or RunDirectory(self.config.run.directory)).embeddings
-        self.facts = dist.first_rank_does(lambda: model_facts(self.config, self.checkpoint))
-        self.encoder = load_text_encoder(self.config)
-
-    @cached_property
-    def embedder(self) -> Embedder:
-        adapter = self.checkpoint / "adapter" if self.checkpoint else None
-        return load_embedder(self.config.model, self.config.run.seed, adapter).to(dist.device()).eval()
-
-    def vectors(self, task: RetrievalSet, store: Path, memory_gib: float | None) -> tuple[np.ndarray, Shard]:
-        """Vectors of all queries and of this rank's share of the corpus, by a replica of the model on each rank."""
-        tokens, dtype = self.config.training.max_tokens_per_embedding_batch, self.config.evaluation.embedding_dtype
-        with_type = lambda kind: Encoding(self.facts, self.encoder, lambda batch: self.embedder(**batch), tokens, kind)  # noqa: E731
-        queries = encode_stored(task, "query", store / "queries", with_type("float32"))
-        corpus = encode_stored(task, "passage", store / "corpus", with_type(dtype))
-        return open_stored(queries, corpus, task, memory_gib or self.config.evaluation.shard_memory_gib, checked=True)
+def open_model(chosen: argparse.Namespace) -> ScoredModel:
+    if not chosen.run:
+        return ScoredModel(load_config(chosen.config))
+    run = RunDirectory(chosen.run)
+    config = as_planned(run.config(), read_json(run.manifest_file))
+    return ScoredModel(config, checkpoint_of(run, chosen.best), run.embeddings)
 
 
 def check_outputs(chosen: argparse.Namespace) -> None:
@@ -190,7 +134,7 @@ def score(chosen: argparse.Namespace) -> dict[str, Any]:
     if chosen.run_in:
         return evaluate_run_file(task, chosen.run_in, chosen.run_order, per_query, chosen.drop_own_id)
     open_sets(chosen.data)
-    model = None if chosen.embeddings else Model(chosen)
+    model = None if chosen.embeddings else open_model(chosen)
 
     def score_one(task: RetrievalSet, per_query_file: Path | None) -> dict[str, Any]:
         if model is None:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_scale import dist
+from hybrid_scale.checkpoints import chosen as checkpoint_of
 from hybrid_scale.config import load_config
 from hybrid_scale.errors import ModelError, RunError, describe
 from hybrid_scale.planning.planner import as_planned
 from hybrid_scale.retrieval.mteb_encoder import MtebEncoder, from_config, from_exported
 from hybrid_scale.runs import RunDirectory, check_writable, read_json
-from hybrid_scale.train.checkpoint import latest
 
 ORGANISATION = "hybrid_scale"
 
@@ -42,15 +42,8 @@ def encoder(chosen: argparse.Namespace) -> MtebEncoder:
     if chosen.config:
         return from_config(load_config(chosen.config), None, f"{ORGANISATION}/{chosen.config.stem}", "base")
     run = RunDirectory(chosen.run)
-    checkpoint = latest(run)
-    if checkpoint is None:
-        raise RunError(describe(str(run.checkpoints), "no complete checkpoint", "a trained run is needed", "Train it first."))
-    return from_config(
-        as_planned(run.config(), read_json(run.manifest_file)),
-        checkpoint / "adapter",
-        f"{ORGANISATION}/{chosen.run.name}",
-        checkpoint.name,
-    )
+    checkpoint, config = checkpoint_of(run), as_planned(run.config(), read_json(run.manifest_file))
+    return from_config(config, checkpoint / "adapter", f"{ORGANISATION}/{chosen.run.name}", checkpoint.name)
 
 
 def run_tasks(model: MtebEncoder, tasks: Any, out: Path) -> list[str]:

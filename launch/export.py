@@ -14,13 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hybrid_scale.checkpoints import complete, damage, folder_name, latest
 from hybrid_scale.config import RunConfig
 from hybrid_scale.data.text import load_text_encoder
 from hybrid_scale.errors import HybridScaleError, RunError, describe, explain
 from hybrid_scale.model.export import export, push
 from hybrid_scale.model.trained import FORMATS, Merging, Trained
 from hybrid_scale.runs import RunDirectory, read_json
-from hybrid_scale.train.checkpoint import complete, damage, folder_name, latest
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:

@@ -24,7 +24,7 @@ PLANNING = tuple(
 """In their order: each may import those before it."""
 PLAIN = ("errors", "config", "runs", *PLANNING, "statistics")
 """The ground without torch."""
-GROUND = (*PLAIN, "gpu", "dist")
+GROUND = (*PLAIN, "gpu", "dist", "checkpoints")
 MATERIALS = (*GROUND, "data", "model")
 STUDY = ("study", "study.jobs", "study.results", "study.report")
 """In their order, as PLANNING."""
@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **{part: ("errors", "config", *PLANNING[:level]) for level, part in enumerate(PLANNING)},
     "gpu": ("errors",),
     "dist": ("errors", "config", "gpu"),
+    "checkpoints": ("errors", "config", "runs", "dist"),
     "statistics": ("errors",),
     "data": (*GROUND, "data"),
     "model": (*GROUND, "model"),

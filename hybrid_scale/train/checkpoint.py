@@ -1,15 +1,12 @@
-"""Save in the background, verify, find the latest, prune. Knows neither an engine's inside nor what a run must agree on.
+"""Save in the background, prune, keep the best. Knows neither an engine's inside nor what a run must agree on.
 
 A step waits for a copy of the rank's own share (`snapshot`); gathering, hashing and writing happen in a thread of each rank. A
 checkpoint is written beside its place, made durable and renamed. Its last file, COMPLETE, holds the SHA-256 of every other
 one; a folder that disagrees with it is not a checkpoint. `checkpoints/best` points at the folder that scored best so far.
 """
 
-import hashlib
 import os
-import re
 import shutil
-import sys
 import threading
 import time
 from concurrent.futures import Future, wait
@@ -20,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from hybrid_scale import dist
+from hybrid_scale.checkpoints import COMPLETE, best, complete, folder_name, sha256_of
 from hybrid_scale.config import RunConfig
 from hybrid_scale.errors import HybridScaleError, RunError, describe
 from hybrid_scale.model.embedder import Embedder
@@ -28,7 +26,6 @@ from hybrid_scale.runs import RunDirectory, read_json, readable, write_json
 from hybrid_scale.train.engine import Engine
 from hybrid_scale.train.snapshot import Snapshot, State
 
-COMPLETE = "COMPLETE"
 WHOLE, IN_PROGRESS, FAILED = range(3)
 """States of a rank's part; the largest of all ranks is that of the checkpoint."""
 ASKED_SECONDS = 1.0
@@ -136,10 +133,6 @@ class Checkpoints:
             dist.first_rank_does(lambda: _judge(self.run, criterion, step, evaluated))
 
 
-def folder_name(step: int) -> str:
-    return f"step_{step:08d}"
-
-
 def save_weights(folder: Path, engine: Engine, embedder: Embedder) -> None:
     """The trained weights alone, as in a checkpoint's `adapter/`. Collective."""
     weights = engine.weights(keep=dist.rank() == 0)
@@ -177,7 +170,7 @@ def _seal(folder: Path) -> None:
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     for path in [*paths, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
         _sync(path)
-    lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}" for path in paths]
+    lines = [f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}" for path in paths]
     (folder / COMPLETE).write_text("\n".join([f"# {len(lines)} files", *lines, ""]), encoding="utf-8")
     _sync(folder / COMPLETE)
     _sync(folder)
@@ -189,11 +182,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove(folder: Path) -> None:
@@ -214,18 +202,6 @@ def prune(run: RunDirectory, keep: int) -> None:
 # --------------------------------------------------------------------------------------------------------------------- best
 
 
-def best(run: RunDirectory) -> Path | None:
-    """The folder that `checkpoints/best` names, if it is there."""
-    pointer = run.checkpoints / "best"
-    if not pointer.is_file():
-        return None
-    try:
-        folder = run.checkpoints / read_json(pointer)["folder"]
-    except (KeyError, TypeError):
-        raise RunError(describe(str(pointer), pointer.read_text(), "it names no folder", "Remove or mend it.")) from None
-    return folder if (folder / COMPLETE).is_file() else None
-
-
 def _judge(run: RunDirectory, criterion: str, step: int, evaluated: int | None) -> None:
     """Write the pointer if this evaluation is the best, or the folder of the best is gone. A tie stays with the older."""
     name, _, metric = criterion.partition(":")
@@ -238,74 +214,3 @@ def _judge(run: RunDirectory, criterion: str, step: int, evaluated: int | None) 
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     if best(run) is None or sign * value > sign * read_json(run.checkpoints / "best")["value"]:
         write_json(run.checkpoints / "best", {"folder": folder_name(step), "step": step, "metric": criterion, "value": value})
-
-
-# ------------------------------------------------------------------------------------------------------------------ reading
-
-
-def complete(run: RunDirectory) -> list[Path]:
-    """Folders with COMPLETE, oldest first; not verified."""
-    found = [path for path in run.checkpoints.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
-    return sorted(path for path in found if (path / COMPLETE).is_file())
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None where every file is what COMPLETE says."""
-    try:
-        first, *lines = (folder / COMPLETE).read_text(encoding="utf-8").splitlines()
-        if first != f"# {len(lines)} files" or not lines:
-            return f"{COMPLETE} lists {len(lines)} files where its first line reads {first!r}"
-        for line in lines:
-            digest, _, name = line.partition("  ")
-            if not (folder / name).is_file():
-                return f"{name} is missing"
-            if _sha256(folder / name) != digest:
-                return f"{name} ({(folder / name).stat().st_size} bytes) is not what was written: another SHA-256"
-    except FileNotFoundError:
-        return f"{COMPLETE} is missing"
-    except (OSError, ValueError) as error:  # UnicodeDecodeError and an empty COMPLETE are ValueErrors
-        return f"{COMPLETE} can't be read: {error}"
-    return None
-
-
-def latest(run: RunDirectory) -> Path | None:
-    """The newest whole checkpoint, verified on rank 0; says which newer folders are not whole, and why. Collective."""
-    found: Path | None = dist.first_rank_does(lambda: _latest(run))
-    return found
-
-
-def _latest(run: RunDirectory) -> Path | None:
-    for folder in _newest_first(run):
-        reason = damage(folder)
-        if reason is None:
-            return folder
-        print(f"warning: {folder} is no checkpoint: {reason}. Trying the one before it.", file=sys.stderr, flush=True)
-    return None
-
-
-def _newest_first(run: RunDirectory) -> list[Path]:
-    return sorted((path for path in run.checkpoints.glob("step_*") if re.fullmatch(r"step_\d+", path.name)), reverse=True)
-
-
-def resume_point(run: RunDirectory) -> Path | None:
-    """`latest`, for a run that goes on: newer folders, all damaged, are set aside so that they count for nothing. Collective.
-
-    Raises RunError where there are checkpoints and none is whole: only a person may throw a run away.
-    """
-
-    def find() -> Path | None:
-        found, folders = _latest(run), _newest_first(run)
-        if found is None and folders:
-            reasons = "; ".join(f"{folder.name}: {damage(folder)}" for folder in folders)
-            remedy = "Restore a copy, or remove that folder to start from the beginning."
-            raise RunError(describe(str(run.checkpoints), len(folders), f"no checkpoint there is whole ({reasons})", remedy))
-        for folder in folders:
-            if folder == found:
-                break
-            aside = folder.with_name(f".{folder.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(folder, aside)
-        return found
-
-    found: Path | None = dist.first_rank_does(find)
-    return found

@@ -3,26 +3,20 @@
 Knows neither how a checkpoint is written nor which one is the latest.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers.utils.hub import cached_file
 
 from hybrid_scale import dist, gpu
-from hybrid_scale.config import ModelSettings, RunConfig, validate
+from hybrid_scale.config import RunConfig, validate
 from hybrid_scale.errors import RunError
+from hybrid_scale.model.digests import model_digests
 from hybrid_scale.runs import barred, read_json
 from hybrid_scale.train.engine import Engine
-
-WHOLE_BYTES = 16 * 2**20
-"""Files of a base model up to this size are hashed whole, larger ones by samples."""
-SAMPLES, SAMPLE_BYTES = 64, 2**16
 
 
 def facts_of(config: RunConfig, fingerprint: str) -> dict[str, Any]:
@@ -74,24 +68,6 @@ def _differences(folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> d
         ],
     }
     return {part: lines for part, lines in differences.items() if lines}
-
-
-def model_digests(settings: ModelSettings) -> dict[str, str]:
-    """`SIZE:SHA256` of each file that defines the base model: small files whole, weights by 64 samples of 64 KiB."""
-    config = Path(str(cached_file(settings.base, "config.json", revision=settings.revision)))
-    files = [path for path in sorted(config.parent.iterdir()) if path.suffix in (".json", ".safetensors", ".bin", ".model")]
-    return {path.name: f"{path.stat().st_size}:{_sampled(path)}" for path in files}
-
-
-def _sampled(path: Path) -> str:
-    size, digest = path.stat().st_size, hashlib.sha256()
-    with open(path, "rb") as file:
-        if size <= WHOLE_BYTES:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        for start in np.linspace(0, size - SAMPLE_BYTES, SAMPLES).astype(np.int64).tolist():
-            file.seek(start)
-            digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()[:16]
 
 
 class _Tensors(Mapping[str, torch.Tensor]):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hybrid_scale import dist
+from hybrid_scale.checkpoints import resume_point
 from hybrid_scale.config import RunConfig, dump_config
 from hybrid_scale.data.text import TextEncoder
 from hybrid_scale.errors import ConfigError, describe
@@ -92,7 +93,7 @@ def _train(
     settled = dist.first_rank_does(lambda: settle(config, data, seen, world, dist.local_world_size()))
     dist.first_rank_does(lambda: say(announcement(settled, data, world)))
     facts = resume.facts_of(config, data.pairs.fingerprint)
-    resumed = checkpoint.resume_point(run)
+    resumed = resume_point(run)
     first_step = resume.check(resumed, config, facts) if resumed else 0
     forced = resume.forced(resumed, config, facts) if resumed else []
     dist.first_rank_does(lambda: run.adopt(config))

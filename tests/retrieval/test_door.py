@@ -86,7 +86,7 @@ def test_stored_vectors_need_no_model(folder: Path, monkeypatch: pytest.MonkeyPa
     def loaded(*given: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("launch.evaluate.load_embedder", loaded)
+    monkeypatch.setattr("hybrid_scale.retrieval.scored_model.load_embedder", loaded)
     assert scored(folder, "--run", str(run.path)) == result
     store = str(run.embeddings / "set" / "step_00000002")
     common = [str(folder / "set"), "--config", str(run.config_file), "--store", store, "--out", str(folder / "other.json")]

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from hybrid_scale import dist
+from hybrid_scale.checkpoints import best, complete, damage, folder_name, latest, resume_point
 from hybrid_scale.config import OptimizerSettings, RunConfig
 from hybrid_scale.errors import ConfigError, RunError
 from hybrid_scale.runs import RunDirectory, read_json, write_json
@@ -71,7 +72,7 @@ def names(run: RunDirectory) -> list[str]:
 def test_complete_is_what_sha256sum_checks(tmp_path):
     checkpoints = checkpoints_of(tmp_path)
     save(checkpoints, 2)
-    folder = checkpoint.latest(checkpoints.run)
+    folder = latest(checkpoints.run)
     assert folder is not None
     done = subprocess.run(["sha256sum", "--strict", "-c", "COMPLETE"], cwd=folder, capture_output=True, text=True, check=True)
     said = {line.removesuffix(": OK") for line in done.stdout.splitlines()}
@@ -83,8 +84,8 @@ def test_every_damaged_file_is_found(tmp_path, capsys):
     """Each file of the newest checkpoint in turn: cut to every of ten lengths, one bit of sixteen flipped, removed."""
     checkpoints = checkpoints_of(tmp_path)
     save(checkpoints, 2, 4)
-    old, new = (checkpoints.run.checkpoints / checkpoint.folder_name(step) for step in (2, 4))
-    assert checkpoint.latest(checkpoints.run) == new
+    old, new = (checkpoints.run.checkpoints / folder_name(step) for step in (2, 4))
+    assert latest(checkpoints.run) == new
     paths = sorted(path for path in new.rglob("*") if path.is_file())
     assert len(paths) == 5
     for path in paths:
@@ -93,15 +94,15 @@ def test_every_damaged_file_is_found(tmp_path, capsys):
         flipped = [bytes(b ^ (1 << bit % 8) if i == bit // 8 else b for i, b in enumerate(content)) for bit in bits]
         for changed in [*(content[: n * len(content) // 10] for n in range(10)), *flipped]:
             path.write_bytes(changed)
-            assert checkpoint.latest(checkpoints.run) == old, path
+            assert latest(checkpoints.run) == old, path
         path.unlink()
-        assert checkpoint.latest(checkpoints.run) == old
+        assert latest(checkpoints.run) == old
         said = capsys.readouterr().err.splitlines()
         assert len(said) == 27
         assert all(line.startswith(f"warning: {new} is no checkpoint: ") for line in said)
         assert path.name in said[-1]
         path.write_bytes(content)
-    assert checkpoint.latest(checkpoints.run) == new
+    assert latest(checkpoints.run) == new
     assert capsys.readouterr().err == ""
 
 
@@ -110,10 +111,10 @@ def test_a_run_that_goes_on_sets_damaged_folders_aside(tmp_path):
     checkpoints = checkpoints_of(tmp_path, keep_checkpoints=2)
     save(checkpoints, 2, 6)
     checkpoints.keep = 1
-    damaged = checkpoints.run.checkpoints / checkpoint.folder_name(6)
+    damaged = checkpoints.run.checkpoints / folder_name(6)
     (damaged / "trainer.json").write_text("{}")
     (damaged.parent / ".step_00000008.part").mkdir()
-    assert checkpoint.resume_point(checkpoints.run) == damaged.with_name("step_00000002")
+    assert resume_point(checkpoints.run) == damaged.with_name("step_00000002")
     assert names(checkpoints.run) == [".step_00000006.damaged", ".step_00000008.part", "step_00000002"]
     save(checkpoints, 4)
     assert names(checkpoints.run) == ["step_00000004"]
@@ -122,11 +123,11 @@ def test_a_run_that_goes_on_sets_damaged_folders_aside(tmp_path):
 def test_a_run_of_which_nothing_is_whole_is_not_begun_anew(tmp_path):
     checkpoints = checkpoints_of(tmp_path)
     save(checkpoints, 2, 4)
-    for folder in checkpoint.complete(checkpoints.run):
+    for folder in complete(checkpoints.run):
         (folder / "trainer.json").unlink()
     reasons = r"\(step_00000004: trainer.json is missing; step_00000002: trainer.json is missing\)"
     with pytest.raises(RunError, match=rf"checkpoints: found 2; no checkpoint there is whole {reasons}"):
-        checkpoint.resume_point(checkpoints.run)
+        resume_point(checkpoints.run)
     assert names(checkpoints.run) == ["step_00000002", "step_00000004"]
 
 
@@ -154,7 +155,7 @@ def test_a_full_disk_leaves_the_older_checkpoints(tmp_path, monkeypatch, file):
     with pytest.raises(RunError, match=r"step_00000004: found .*No space left on device.*could not be written \(.* MiB are free"):
         checkpoints.finish()
     assert names(checkpoints.run) == ["step_00000002"]
-    assert checkpoint.damage(checkpoints.run.checkpoints / "step_00000002") is None
+    assert damage(checkpoints.run.checkpoints / "step_00000002") is None
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
@@ -165,11 +166,11 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     set_state(engine_of(checkpoints), 2.0)
     checkpoints.save(2)
     set_state(engine_of(checkpoints), 3.0)
-    assert checkpoint.latest(checkpoints.run) is None
+    assert latest(checkpoints.run) is None
     assert not checkpoints.failed()
     begin.set()
     checkpoints.finish()
-    folder = checkpoint.latest(checkpoints.run)
+    folder = latest(checkpoints.run)
     assert folder is not None
     assert load_file(folder / "adapter" / "model.safetensors")["weight"].unique().tolist() == [2.0]
     assert load_file(folder / "engine" / "moments.safetensors")["exp_avg.backbone.weight"].unique().tolist() == [-2.0]
@@ -251,8 +252,8 @@ def test_the_best_checkpoint_is_kept(tmp_path):
     assert read_json(checkpoints.run.checkpoints / "best") == {
         **{"folder": "step_00000004", "step": 4, "metric": "set:multi_map", "value": 0.3}
     }
-    assert checkpoint.best(checkpoints.run) == checkpoints.run.checkpoints / "step_00000004"
-    assert checkpoint.latest(checkpoints.run) == checkpoints.run.checkpoints / "step_00000008"
+    assert best(checkpoints.run) == checkpoints.run.checkpoints / "step_00000004"
+    assert latest(checkpoints.run) == checkpoints.run.checkpoints / "step_00000008"
 
 
 def test_a_smaller_rank_distance_is_better(tmp_path):

@@ -14,10 +14,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from hybrid_scale import dist
+from hybrid_scale.checkpoints import complete, latest
 from hybrid_scale.config import OptimizerSettings, RunConfig
 from hybrid_scale.errors import ConfigError, RunError
 from hybrid_scale.runs import RunDirectory
-from hybrid_scale.train import checkpoint, resume
+from hybrid_scale.train import resume
 from hybrid_scale.train.batches import open_training_data
 from hybrid_scale.train.run import train
 from hybrid_scale.train.schedule import learning_rate
@@ -65,7 +66,7 @@ def losses(config: RunConfig) -> list[float]:
 
 def adapter(config: RunConfig) -> dict[str, np.ndarray]:
     """Trained weights of the latest checkpoint: an adapter, or all weights."""
-    folder = checkpoint.latest(RunDirectory(config.run.directory))
+    folder = latest(RunDirectory(config.run.directory))
     assert folder is not None
     (path,) = (folder / "adapter").glob("*.safetensors")
     return load_file(path)
@@ -158,7 +159,7 @@ def test_when_things_happen(folder, tmp_path):
     run_ranks(train_on_this_rank, 1, config.model_dump_json(), 0, str(noted))
     assert noted.read_text().split() == ["0", "2", "4", "None"]
     run = RunDirectory(config.run.directory)
-    assert [path.name for path in checkpoint.complete(run)] == ["step_00000004", "step_00000006"]
+    assert [path.name for path in complete(run)] == ["step_00000004", "step_00000006"]
     manifest = json.loads(run.manifest_file.read_text())
     assert manifest["world_size"] == 1
     assert manifest["data"]["fingerprint"] == json.loads((folder / "train" / "manifest.json").read_text())["fingerprint"]
@@ -172,7 +173,7 @@ def test_when_things_happen(folder, tmp_path):
 def test_other_data_or_config_is_refused_on_resume(folder, tmp_path):
     config = run_config(folder, tmp_path / "run")
     run_ranks(train_on_this_rank, 1, config.model_dump_json())
-    place = checkpoint.latest(RunDirectory(config.run.directory))
+    place = latest(RunDirectory(config.run.directory))
     assert place is not None
     fingerprint = open_training_data(config, 1).pairs.fingerprint
     facts = resume.facts_of(config, fingerprint)
@@ -204,9 +205,9 @@ def test_an_incomplete_checkpoint_is_no_checkpoint(folder, tmp_path):
     run_ranks(train_on_this_rank, 1, config.model_dump_json())
     run = RunDirectory(config.run.directory)
     (run.checkpoints / "step_00000006" / "COMPLETE").unlink()
-    latest = checkpoint.latest(run)
-    assert latest is not None
-    assert latest.name == "step_00000004"
+    found = latest(run)
+    assert found is not None
+    assert found.name == "step_00000004"
 
 
 def test_a_failure_is_recorded_with_its_reason(folder, tmp_path):
