@@ -291,7 +291,7 @@ def door(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_run_is_planned_without_torch() -> None:
-    done = door("launch/configs/llama3.1_70b_hybrid.yaml", "--nodes", "1,2,8", "training.max_steps=100", "--price", "2")
+    done = door("launch/configs/llama3.1_70b_hybrid.yaml", "--nodes", "1,2,8", "training.shard_group=8", "--price", "2")
     assert done.returncode == 0, done.stderr
     for part in ("8 GPUs", "16 GPUs", "64 GPUs", "4-bit weights", "hpZ", "GPU-hours, cost", "fastest settings that fit"):
         assert part in done.stdout
@@ -336,7 +336,7 @@ def test_a_study_is_planned_without_torch(tmp_path: Path) -> None:
 
 
 def test_exit_codes_of_the_door() -> None:
-    too_small = door("launch/configs/llama3.1_70b_hybrid.yaml", "--gpu", "4090")
+    too_small = door("launch/configs/llama3.1_70b_hybrid.yaml", "--gpu", "4090", "training.max_tokens_per_micro_batch=12288")
     assert too_small.returncode == 1
     assert "does not fit: needs" in too_small.stdout
     neither = door("launch/configs/site_example.yaml")
