@@ -370,14 +370,14 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     return tree
 
 
-def _load_yaml(text: str, where: str) -> Any:
+def _load_yaml(text: str, where: str, of_file: bool = True) -> Any:
     try:
         return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark and "\n" in text else ""
+        line = f":{mark.line + 1}" if mark and of_file else ""
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise ConfigError(f"{where}{line}: not YAML: {problem}.") from None
 
@@ -397,7 +397,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             node = node[key]
             if not isinstance(node, dict):
                 raise ConfigError(describe(f"override {path}", override, f"'{key}' is a value, not a section"))
-        node[keys[-1]] = _load_yaml(text, f"override {override!r}")
+        node[keys[-1]] = _load_yaml(text, f"override {override!r}", of_file=False)
     return result
 
 
