@@ -43,11 +43,11 @@ def start(timeout_seconds: float = 24 * 3600.0) -> None:
         raise RunError(f"HS_EXPECT_WORLD: {expected} ranks were asked for, {world_size()} joined: two worlds are training apart.")
 
 
-def stop() -> None:
-    """Leave the process group; nothing without one."""
+def stop(failed: bool = False) -> None:
+    """Leave the process group; nothing without one. `failed`: this rank leaves what the others may still be doing."""
     if not c10d.is_initialized():
         return
-    if backend() == "nccl" and sys.exc_info()[1] is not None:
+    if failed and backend() == "nccl":
         c10d.distributed_c10d._abort_process_group()  # leaving in order waits for collectives that other ranks never join
     else:
         c10d.destroy_process_group()
@@ -315,9 +315,11 @@ def run_door(action: Callable[[], object]) -> int:
     has its own reason. An error is said once: by rank 0, or by the rank that alone has it, if rank 0 says nothing for
     `SAID_WITHIN_SECONDS`. Every other exception is a defect and passes.
     """
+    failed = True
     try:
         start()
         action()
+        failed = False
         return 0
     except BrokenPipeError:  # the reader of what is printed has gone, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the interpreter's last flush)
@@ -331,7 +333,7 @@ def run_door(action: Callable[[], object]) -> int:
         print(f"rank {launched_rank()}: lost another rank: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
         return 4
     finally:
-        stop()
+        stop(failed)
 
 
 def _say_once(message: str) -> None:

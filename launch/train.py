@@ -62,6 +62,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=positive, default=1, help="with --dry-run: the number of ranks to plan for")
     parser.add_argument("--replay", type=Path, metavar="FAILURE", help="compute a failed step again (runs/.../failures/step_N)")
     arguments = parser.parse_args()
+    failed = True
     try:
         config = load_config(arguments.config, arguments.overrides)
         if not arguments.replay:
@@ -75,7 +76,9 @@ def main() -> int:
         dist.start()
         run = RunDirectory(config.run.directory)  # holds its lock until this process ends
         dist.first_rank_does(run.hold)
-        return 0 if train(config, evaluate) else 3
+        done = train(config, evaluate)
+        failed = False
+        return 0 if done else 3
     except RankLost as error:
         print(f"error: rank {dist.launched_rank()}: {error}", file=sys.stderr, flush=True)
         os._exit(EXIT_CODE)  # the process group can't be taken down with a rank missing
@@ -84,7 +87,7 @@ def main() -> int:
             print(f"error: {explain(error)}", file=sys.stderr)
         return 2
     finally:
-        dist.stop()
+        dist.stop(failed)
 
 
 def leave(code: int) -> NoReturn:

@@ -98,20 +98,24 @@ def test_the_gpu_is_ours_before_nccl_starts(cuda, monkeypatch):
     assert limit.call_args.args[0].total_seconds() == 24 * 3600
 
 
-@pytest.mark.parametrize("failing", [False, True])
-def test_leaving_nccl(cuda, failing):
-    """After an error the group isn't flushed: other ranks never join what this one has begun."""
+@pytest.mark.parametrize("error", [None, RunError("x"), ZeroDivisionError("x")])
+def test_leaving_nccl(cuda, error):
+    """After an error, told to the user or not, the group isn't flushed: other ranks never join what this one has begun."""
+
+    def work():
+        if error is not None:
+            raise error
+
     with (
+        mock.patch.object(dist, "start"),
+        mock.patch.object(dist, "_say_once"),
         mock.patch.object(dist.c10d, "is_initialized", return_value=True),
         mock.patch.object(dist.c10d, "destroy_process_group") as leave,
         mock.patch.object(dist.c10d.distributed_c10d, "_abort_process_group") as abort,
         suppress(ZeroDivisionError),
     ):
-        try:
-            assert failing is False or 1 / 0
-        finally:
-            dist.stop()
-    assert (leave.called, abort.called) == (not failing, failing)
+        dist.run_door(work)
+    assert (leave.called, abort.called) == (error is None, error is not None)
 
 
 # ------------------------------------------------------------------------------------------------------------ out of memory
