@@ -28,8 +28,7 @@ def sha256_of(path: Path) -> str:
 
 def complete(run: RunDirectory) -> list[Path]:
     """Folders with COMPLETE, oldest first; not verified."""
-    found = [path for path in run.checkpoints.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
-    return sorted(path for path in found if (path / COMPLETE).is_file())
+    return [path for path in reversed(_newest_first(run)) if (path / COMPLETE).is_file()]
 
 
 def damage(folder: Path) -> str | None:

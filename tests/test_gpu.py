@@ -26,11 +26,6 @@ from tests.ranks import run_ranks
 from tests.train.setup import make_config, write_inputs
 
 ROOT = Path(__file__).resolve().parent.parent
-ASK_THEMSELVES = (
-    "hybrid_scale/gpu.py",
-    "hybrid_scale/retrieval/index.py",
-)
-"""The only modules that may name torch.cuda: the last one for sizes of blocks."""
 
 
 # --------------------------------------------------------------------------------------------------------- taking a GPU
@@ -338,5 +333,4 @@ def test_one_module_asks_torch_cuda():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr == "cuda" and ast.unparse(node) == "torch.cuda":
                 named.add(path.relative_to(ROOT).as_posix())
-    assert "hybrid_scale/gpu.py" in named
-    assert named <= set(ASK_THEMSELVES)
+    assert named == {"hybrid_scale/gpu.py"}

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid_scale import dist
+from hybrid_scale import dist, gpu
 from hybrid_scale.errors import DataError, describe
 from hybrid_scale.retrieval.scores import (
     EMPTY,
@@ -40,9 +40,9 @@ WIDEST = 2048
 """Most candidates of a query that faiss is asked for (its limit on GPUs); wider lists come from a full scan."""
 LARGEST_SCORE = 1e37
 """Scores beyond it could overflow float32."""
-BLOCK_BYTES = 2**28 if torch.cuda.is_available() else 2**26
+BLOCK_BYTES = 2**28 if gpu.present() else 2**26
 """Vectors converted to float32 at a time."""
-CELLS = 2**24 if torch.cuda.is_available() else 2**20
+CELLS = 2**24 if gpu.present() else 2**20
 """Numbers in one working array: scores of a block, vectors to re-score, keys between ranks (on a CPU 8 MiB, about its cache)."""
 
 
@@ -252,7 +252,7 @@ def _nearest(queries: np.ndarray, vectors: np.ndarray, k: int, space: np.ndarray
 
 
 def _on_gpu() -> bool:
-    return torch.cuda.is_available() and faiss.get_num_gpus() > 0
+    return gpu.present() and faiss.get_num_gpus() > 0
 
 
 _resources: list[Any] = []
@@ -302,7 +302,7 @@ def _scan(queries: np.ndarray, shard: Shard, k: int) -> Tensor:
 
 def _rounding_units() -> float:
     """Rounding of one float32 addition in half units in the last place: tensor cores may be twice as coarse as IEEE."""
-    return 2.0 if torch.cuda.is_available() else 1.0
+    return 2.0 if gpu.present() else 1.0
 
 
 def _exact(vectors: np.ndarray) -> Tensor:

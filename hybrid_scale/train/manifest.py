@@ -44,14 +44,14 @@ def started(config: RunConfig, data: TrainingData) -> dict[str, Any]:
 
 def commit(checkout: Path) -> str | None:
     """The commit of a checkout, `-dirty` behind it where tracked files were changed; None: no checkout, or no git."""
-    described = "describe --always --abbrev=40 --dirty --exclude=*"
+    if not (checkout / ".git").exists():  # or git would answer for a repository around it
+        return None
+    command = ["git", "-C", str(checkout), *["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]]
     try:
-        done = subprocess.run(
-            ["git", "-C", checkout, *described.split()], capture_output=True, text=True, timeout=60, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 and (checkout / ".git").exists() else None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def forced_before(run: RunDirectory) -> list[dict[str, Any]]:

@@ -31,28 +31,32 @@ class Settled:
     config: RunConfig
     plan: RunPlan | None
     """The planner's, where token budgets were left to it."""
+    counts: ParameterCounts
     group: int | None
     """Ranks that share one copy of the weights; None: the DeepSpeed JSON says."""
 
 
 def settle(config: RunConfig, data: TrainingData, seen: Gpu | None, world: int, gpus_per_node: int) -> Settled:
     """What the config leaves open, for the smallest GPU `seen`. Raises ConfigError: nothing fits."""
-    plan = plan_budgets(config, data, seen, world, gpus_per_node)
+    counts = count_parameters(config.model)
+    plan = plan_budgets(config, data, counts, seen, world, gpus_per_node)
     config = plan.config if plan else config
-    return Settled(config, plan, choose_shard_group(config, data, world, gpus_per_node))
+    return Settled(config, plan, counts, choose_shard_group(config, data, counts, world, gpus_per_node))
 
 
 def announcement(settled: Settled, data: TrainingData, world: int) -> str:
     """What a run says before its first step."""
     chosen = [explain(settled.plan)] if settled.plan else []
-    return "\n".join([*chosen, describe_run(settled.config, data, world, settled.group)])
+    return "\n".join([*chosen, describe_run(settled, data, world)])
 
 
-def choose_shard_group(config: RunConfig, data: TrainingData, world: int, gpus_per_node: int) -> int | None:
+def choose_shard_group(
+    config: RunConfig, data: TrainingData, counts: ParameterCounts, world: int, gpus_per_node: int
+) -> int | None:
     """Ranks that share one copy of the weights, where the config leaves it open; None: the DeepSpeed JSON says."""
 
     def need() -> MemoryNeed:
-        return memory_need(config, count_parameters(config.model), data.shape, world, read_zero(config))
+        return memory_need(config, counts, data.shape, world, read_zero(config))
 
     return shard_group(config, need, world, gpus_per_node)
 
@@ -74,7 +78,9 @@ def seen_gpu(config: RunConfig) -> Gpu | None:
     return of_device(*min(found, key=lambda one: float(one[1])))
 
 
-def plan_budgets(config: RunConfig, data: TrainingData, seen: Gpu | None, world: int, gpus_per_node: int) -> RunPlan | None:
+def plan_budgets(
+    config: RunConfig, data: TrainingData, counts: ParameterCounts, seen: Gpu | None, world: int, gpus_per_node: int
+) -> RunPlan | None:
     """The planner's choice of the token budgets that the config leaves open; None: it leaves none. Raises ConfigError: no fit."""
     if seen is None:
         return None
@@ -82,13 +88,13 @@ def plan_budgets(config: RunConfig, data: TrainingData, seen: Gpu | None, world:
     limits = config.data.max_query_tokens, config.data.max_passage_tokens
     query, passage = map(mean_tokens, (data.query_lengths, data.passage_lengths), limits)
     cluster, texts = Cluster(seen, world // node, node), Texts(query, passage, f"measured: {config.data.train}")
-    return resolve(config, cluster, texts, data.shape, count_parameters(config.model))
+    return resolve(config, cluster, texts, data.shape, counts)
 
 
-def describe_run(config: RunConfig, data: TrainingData, world: int, group: int | None) -> str:
+def describe_run(settled: Settled, data: TrainingData, world: int) -> str:
     """The derived numbers of a run, for a person: batches, micro-batches, parameters, bytes."""
+    config, counts, group = settled.config, settled.counts, settled.group
     first = [plan_step(data, config, world, step) for step in range(min(5, config.training.max_steps))]
-    counts: ParameterCounts = count_parameters(config.model)
     stage = zero_stage(config, group, world)
     size = static_bytes(counts, DTYPES[config.model.dtype].itemsize, world, stage, group)
     real = sum(step.plan.real_tokens for step in first)

@@ -9,6 +9,7 @@ import pytest
 from hybrid_scale.config import RunConfig, dump_config, load_config, parse_yaml, validate
 from hybrid_scale.data.prepared import Pairs
 from hybrid_scale.errors import ConfigError
+from hybrid_scale.model.load import count_parameters
 from hybrid_scale.planning.forecast import Texts
 from hybrid_scale.planning.hardware import GPUS, make_cluster, of_device
 from hybrid_scale.planning.planner import as_planned, best_run, for_manifest, plan_run
@@ -157,7 +158,7 @@ def test_the_trainers_answer_is_the_plans(folder: Path) -> None:
         run = make_config(folder, model={"quantization": "nf4"}, training={**AUTO, "gpu_memory_gib": gib})
         data = open_training_data(run, world)
         gpu = seen_gpu(run)
-        trained = plan_budgets(run, data, gpu, world, world)
+        trained = plan_budgets(run, data, count_parameters(run.model), gpu, world, world)
         assert trained is not None
         cluster = make_cluster("h100", 1, world)
         planned = plan_run(run, cluster)
@@ -251,6 +252,6 @@ def test_texts_of_a_plan_are_those_of_the_data(folder: Path) -> None:
     run = make_config(folder, training={**AUTO, "gpu_memory_gib": 4})
     data = open_training_data(run, 1)
     assert len(Pairs(run.data.train).queries) == len(data.query_lengths)
-    plan = plan_budgets(run, data, seen_gpu(run), 1, 1)
+    plan = plan_budgets(run, data, count_parameters(run.model), seen_gpu(run), 1, 1)
     assert plan is not None
     assert plan.texts == Texts(data.query_lengths.mean(), data.passage_lengths.mean(), f"measured: {run.data.train}")

@@ -14,6 +14,7 @@ import pytest
 from hybrid_scale.config import RunConfig, load_config, validate
 from hybrid_scale.data.partition import Budget, partition
 from hybrid_scale.errors import ConfigError, ModelError
+from hybrid_scale.model.load import count_parameters
 from hybrid_scale.model.shape import read_shape
 from hybrid_scale.planning.costs import RESERVE
 from hybrid_scale.planning.forecast import Texts, text_lengths
@@ -182,7 +183,8 @@ def test_the_trainer_chooses_the_same_group(monkeypatch: pytest.MonkeyPatch, tmp
         run = config(model={"base": str(tmp_path)}, training=training)
         gpu = replace(find_gpu("4090"), memory=gib * 2.0**30)
         cluster = Cluster(gpu, 2, 4)
-        asked = choose_shard_group(run, SimpleNamespace(shape=read_shape(run.model)), 8, 4)  # type: ignore[arg-type]
+        data, counts = SimpleNamespace(shape=read_shape(run.model)), count_parameters(run.model)
+        asked = choose_shard_group(run, data, counts, 8, 4)  # type: ignore[arg-type]
         assert plan_run(run, cluster, TEXTS).group == asked
     assert asked > 1
 
