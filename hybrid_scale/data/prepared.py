@@ -91,7 +91,17 @@ class RetrievalSet:
         self.queries = TextTable(self.directory / "queries.arrow")
         self.qrels = open_array(self.directory / "qrels.npy")
         """[J, 3] query, passage, score."""
+        self.missing, self.missing_ids = self._missing()
         self.languages: list[str] = self.manifest["languages"]
+
+    def _missing(self) -> tuple[np.ndarray, list[str]]:
+        """Judgments whose passage isn't in the corpus: query and score [M, 2], and the passages' ids.
+
+        BEIR's ArguAna has some. Such a passage is never found, but it counts among the relevant ones of its query.
+        """
+        if not (self.directory / "missing.npy").is_file():
+            return np.empty((0, 2), np.int64), []
+        return open_array(self.directory / "missing.npy"), TextTable(self.directory / "missing.arrow").column("id")
 
 
 def open_manifest(directory: Path, kind: str) -> dict[str, Any]:

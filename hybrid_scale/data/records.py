@@ -31,6 +31,8 @@ class Pair:
     """Hard negatives as (pid, text)."""
     cross_only: bool = False
     """Not a monolingual pair by itself (a sentence and its own copy), only raw material of cross pairs."""
+    body: str = ""
+    """The passage without its title, where it has one: it tells another title from another text in messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Passage:
     id: str
     lang: str
     text: str
+    """May be empty: published corpora hold such passages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,15 @@ class Bad:
     message: str
 
 
-Record = Pair | Passage | Query | Judgment | Bad
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a reader noticed of its data: it is kept in the manifest and printed, and no row is refused for it."""
+
+    where: str
+    message: str
+
+
+Record = Pair | Passage | Query | Judgment | Bad | Note
 
 
 @contextmanager

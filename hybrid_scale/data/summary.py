@@ -22,6 +22,7 @@ def summarize(directory: Path) -> str:
     kind, languages, fingerprint = manifest["kind"], manifest["languages"], manifest["fingerprint"]
     lines = [f"{directory}: {kind}, {len(languages)} languages, fingerprint {fingerprint[:12]}"]
     lines += [f"  {key.replace('_', ' '):32} {value:>12,}" for key, value in numbers]
+    lines += [f"  note: {note}." for note in manifest.get("notes", [])]
     lines += pair_lines(Pairs(directory)) if kind == "pairs" else retrieval_lines(RetrievalSet(directory))
     return "\n".join(lines)
 

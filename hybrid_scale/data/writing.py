@@ -1,6 +1,7 @@
 """Records -> a prepared directory, checked together and written whole or not at all.
 
-Checked: duplicate ids, two texts under one passage id, judgments that name nothing. Memory grows with the number of ids, not
+Checked: duplicate ids, two texts under one passage id, judgments that name no query. What is done with oddities of published
+sets is stated in RULES, counted in the manifest and said in its `notes`. Memory grows with the number of ids, not
 with their texts: 200 to 300 bytes a training row (`numbers`). Knows no source and no tokenizer.
 """
 
@@ -16,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from hybrid_scale.data.folder import Rejects, TextWriter, finish, new_directory
 from hybrid_scale.data.numbers import Numbers, Places, key_of
-from hybrid_scale.data.records import Bad, Judgment, Pair, Query, Record
+from hybrid_scale.data.records import Bad, Judgment, Note, Pair, Passage, Query, Record
 from hybrid_scale.errors import DataError, describe
 
 
@@ -32,9 +33,9 @@ def write(
     head: list[Record] = []
     for record in records:
         head.append(record)
-        if not isinstance(record, Bad):
+        if not isinstance(record, Bad | Note):
             break
-    training = not head or isinstance(head[-1], Pair | Bad)
+    training = not head or isinstance(head[-1], Pair | Bad | Note)
     return (write_pairs if training else write_retrieval)(itertools.chain(head, records), directory, source, rejects, facts)
 
 
@@ -64,10 +65,13 @@ def write_retrieval(
 ) -> dict[str, Any]:
     """Check a corpus, its queries and judgments (in any order) and write them; returns the manifest.
 
-    Raises DataError: duplicate ids, a judgment that names an unknown query or passage, a pair judged twice, no
-    passages / queries / judgments, a Bad row without a reject file, `directory` not empty. Queries without a positive
-    judgment are kept and counted (`queries_without_relevant`); metrics say what they do with them. A failed write leaves
-    nothing behind.
+    Kept and counted in the manifest, as BEIR and mteb do, and said in its `notes`: judgments of a passage that the corpus lacks
+    (`judgments_of_missing_passages`: never found, but relevant), empty passages (`empty_passages`), and second copies of a
+    passage or query, which are left out (`copies_left_out`). Queries without a positive judgment are kept and counted
+    (`queries_without_relevant`); metrics say what they do with them.
+    Raises DataError: an id twice with another text, a judgment that names an unknown query, a pair judged twice, no
+    passages / queries, no judgment of a passage in the corpus, a Bad row without a reject file, `directory` not empty.
+    A failed write leaves nothing behind.
     """
     with new_directory(directory) as beside, rejects or Rejects() as refused:
         return finish(beside, "retrieval", source, refused, _fill_retrieval(records, beside, source, refused), facts)
@@ -98,28 +102,42 @@ class _PassageTable:
 
     def __init__(self, writer: TextWriter):
         self.writer = writer
-        self.by_pid, self.by_text = Numbers(), Numbers()
+        self.by_pid, self.by_text, self.titled = Numbers(), Numbers(), Numbers()
+        self.places = Places()
+        """Of the row that a passage's text was first seen in."""
         self.same_text = 0
 
-    def refusal(self, where: str, named: Sequence[tuple[str, str]]) -> Bad | None:
-        """What is wrong with the (pid, text) of a row; nothing is kept of them yet."""
+    def refusal(self, where: str, named: Sequence[tuple[str, str]], body: str) -> Bad | None:
+        """What is wrong with the (pid, text) of a row, the first one's text being title + space + `body` where that isn't
+        empty; nothing is kept of them yet."""
         here: dict[str, str] = {}
         for pid, text in named:
             known = self.by_pid.get(key_of(pid))
             if here.setdefault(pid, text) != text or (known is not None and known != self.by_text.get(key_of(text))):
-                return Bad(where, describe(f"{where}: pid", pid, "this pid already names a passage with another text"))
+                return Bad(where, describe(f"{where}: pid", pid, self._why(pid, body, known), "Give each its own pid."))
             if bad := _bad_id(where, "pid", pid):
                 return bad
         return None
 
-    def number(self, pid: str, lang: str, text: str) -> int:
+    def _why(self, pid: str, body: str, known: int | None) -> str:
+        if known is None:
+            return "this pid names two texts in one row"
+        if body and self.titled.get(key_of(f"{pid}\0{body}")) is not None:
+            return f"this pid already names the same passage under another title: see {self.places[known]}"
+        return f"this pid already names a passage with another text: see {self.places[known]}"
+
+    def number(self, pid: str, lang: str, text: str, where: str, body: str = "") -> int:
+        """The passage of a pid, which is written where its text is new. `body`: the text without its title, if it has one."""
         key = key_of(pid)
+        if body:
+            self.titled.setdefault(key_of(f"{pid}\0{body}"), 0)
         known = self.by_pid.get(key)
         if known is not None:
             return known
         number = self.by_text.setdefault(key_of(text), self.writer.count)
         if number == self.writer.count:
             self.writer.append(pid, lang, text)
+            self.places.append(where)
         else:
             self.same_text += 1
         return self.by_pid.setdefault(key, number)
@@ -143,18 +161,18 @@ class _PairTable:
             return Bad(pair.where, describe(f"{pair.where}: id", pair.id, f"duplicate id, first at {self.places[first]}"))
         if bad := _bad_id(pair.where, "id", pair.id):
             return bad
-        return self.passages.refusal(pair.where, [(pair.pid, pair.passage), *pair.negatives])
+        return self.passages.refusal(pair.where, [(pair.pid, pair.passage), *pair.negatives], pair.body)
 
     def append(self, pair: Pair) -> None:
         self.ids.setdefault(key_of(pair.id), self.queries.append(pair.id, pair.query))
         self.places.append(pair.where)
         self.group.append(self.groups.setdefault(key_of(pair.group), self.groups.count))
-        self.passage.append(self.passages.number(pair.pid, pair.passage_lang, pair.passage))
+        self.passage.append(self.passages.number(pair.pid, pair.passage_lang, pair.passage, pair.where, pair.body))
         self.query_lang.append(self.languages(pair.query_lang))
         self.passage_lang.append(self.languages(pair.passage_lang))
         self.cross_only.append(pair.cross_only)
         self.held.append(len(pair.negatives))
-        self.negatives.extend(self.passages.number(pid, pair.passage_lang, text) for pid, text in pair.negatives)
+        self.negatives.extend(self.passages.number(pid, pair.passage_lang, text, pair.where) for pid, text in pair.negatives)
 
     def close(self) -> None:
         self.queries.close()
@@ -183,7 +201,11 @@ class _PairTable:
 
 def _fill_pairs(records: Iterable[Record], directory: Path, source: dict[str, Any], rejects: Rejects) -> dict[str, Any]:
     table = _PairTable(directory)
+    notes: list[str] = []
     for record in records:
+        if isinstance(record, Note):
+            notes.append(record.message)
+            continue
         if not isinstance(record, Pair | Bad):
             raise DataError(describe(record.where, type(record).__name__, "a training source yields pairs only"))
         bad = record if isinstance(record, Bad) else table.refusal(record)
@@ -202,6 +224,7 @@ def _fill_pairs(records: Iterable[Record], directory: Path, source: dict[str, An
         "groups": table.groups.count,
         "passages": table.passages.writer.count,
         "passage_ids_with_a_known_text": table.passages.same_text,
+        "notes": notes,
     }
 
 
@@ -231,62 +254,127 @@ def families(group: np.ndarray, passage: np.ndarray, passages: int) -> tuple[np.
 # -------------------------------------------------------------------------------------------------------- retrieval
 
 
+RULES = {
+    "judgments_of_missing_passages": (
+        "a judged passage that the corpus lacks counts as relevant and is never found, as in BEIR and mteb; judgments"
+    ),
+    "empty_passages": "a passage with neither title nor text is kept and ranked, as in BEIR and mteb; passages",
+    "copies_left_out": "a passage or query that stands there again, with the same id and text, is kept once; copies",
+}
+"""What is done with oddities of published sets, by the manifest's key for their number."""
+
+
+class _RetrievalTables:
+    """Corpus and queries, a row at a time, and how many rows are odd."""
+
+    def __init__(self, directory: Path):
+        columns = ("id", "lang", "text")
+        self.corpus = TextWriter(directory / "corpus.arrow", columns)
+        self.queries = TextWriter(directory / "queries.arrow", (*columns, "group"))
+        self.numbers = {"passage": Numbers(), "query": Numbers()}
+        self.contents = {"passage": array("Q"), "query": array("Q")}
+        """64 bits of each row's digest: they tell a second copy of a row from another row under the same id."""
+        self.languages = _Codes()
+        self.odd = dict.fromkeys(RULES, 0)
+
+    def append(self, record: Passage | Query) -> Bad | None:
+        """What is wrong with the row, which isn't kept then. A copy of a row that is there is left out and counted."""
+        kind = "query" if isinstance(record, Query) else "passage"
+        key, content = key_of(record.id), key_of(f"{record.lang}\0{record.text}")[0]
+        first = self.numbers[kind].get(key)
+        if first is not None:
+            if self.contents[kind][first] != content:
+                rule = f"this {kind} id already names another text"
+                return Bad(record.where, describe(f"{record.where}: _id", record.id, rule, "Keep one of the two."))
+            self.odd["copies_left_out"] += 1
+            return None
+        if bad := _bad_id(record.where, "_id", record.id):
+            return bad
+        self.languages(record.lang)
+        if isinstance(record, Query):
+            number = self.queries.append(record.id, record.lang, record.text, record.group)
+        else:
+            number = self.corpus.append(record.id, record.lang, record.text)
+            self.odd["empty_passages"] += not record.text
+        self.numbers[kind].setdefault(key, number)
+        self.contents[kind].append(content)
+        return None
+
+    def close(self) -> None:
+        self.corpus.close()
+        self.queries.close()
+
+
 def _fill_retrieval(records: Iterable[Record], directory: Path, source: dict[str, Any], rejects: Rejects) -> dict[str, Any]:
-    corpus = TextWriter(directory / "corpus.arrow", ("id", "lang", "text"))
-    queries = TextWriter(directory / "queries.arrow", ("id", "lang", "text", "group"))
-    numbers = {"query": Numbers(), "passage": Numbers()}
-    languages = _Codes()
+    tables = _RetrievalTables(directory)
     judgments: list[Judgment] = []
+    notes: list[str] = []
     for record in records:
         if isinstance(record, Bad):
             rejects.add(record)
+        elif isinstance(record, Note):
+            notes.append(record.message)
         elif isinstance(record, Judgment):
             judgments.append(record)
         elif isinstance(record, Pair):
             rule = "a retrieval source yields passages, queries and judgments"
             raise DataError(describe(record.where, "a training pair", rule))
-        else:
-            kind, key = "query" if isinstance(record, Query) else "passage", key_of(record.id)
-            if numbers[kind].get(key) is not None:
-                rejects.add(Bad(record.where, describe(f"{record.where}: _id", record.id, f"duplicate {kind} id")))
-            elif bad := _bad_id(record.where, "_id", record.id):
-                rejects.add(bad)
-            elif isinstance(record, Query):
-                languages(record.lang)
-                numbers[kind].setdefault(key, queries.append(record.id, record.lang, record.text, record.group))
-            else:
-                languages(record.lang)
-                numbers[kind].setdefault(key, corpus.append(record.id, record.lang, record.text))
-    corpus.close()
-    queries.close()
-    qrels = _judgment_array(judgments, numbers, rejects)
-    for what, count in (("passages", corpus.count), ("queries", queries.count), ("judgments", len(qrels))):
+        elif bad := tables.append(record):
+            rejects.add(bad)
+    tables.close()
+    qrels, missing, missing_ids = _judgment_arrays(judgments, tables.numbers, rejects)
+    tables.odd["judgments_of_missing_passages"] = len(missing)
+    for what, count in (("passages", tables.corpus.count), ("queries", tables.queries.count), ("judgments", len(qrels))):
         if count == 0:
-            raise DataError(describe(f"source {source}", f"no good {what}", f"a retrieval set needs {what}"))
+            found = f"no good {what}"
+            if what == "judgments" and len(missing):
+                found += f", {len(missing)} of passages that the corpus lacks, such as '{missing_ids[0]}'"
+            raise DataError(describe(f"source {source}", found, f"a retrieval set needs {what}"))
     np.save(directory / "qrels.npy", qrels)
+    if len(missing):
+        _write_missing(directory, missing, missing_ids)
+    odd = {name: count for name, count in tables.odd.items() if count}
+    relevant = np.concatenate([qrels[qrels[:, 2] > 0, 0], missing[missing[:, 1] > 0, 0]])
     return {
-        "languages": list(languages.numbers),
-        "passages": corpus.count,
-        "queries": queries.count,
-        "judgments": len(qrels),
-        "queries_without_relevant": queries.count - len(np.unique(qrels[qrels[:, 2] > 0, 0])),
+        "languages": list(tables.languages.numbers),
+        "passages": tables.corpus.count,
+        "queries": tables.queries.count,
+        "judgments": len(qrels) + len(missing),
+        "queries_without_relevant": tables.queries.count - len(np.unique(relevant)),
+        **odd,
+        "notes": notes + [f"{RULES[name]}: {count:,}" for name, count in odd.items()],
     }
 
 
-def _judgment_array(judgments: list[Judgment], numbers: Mapping[str, Numbers], rejects: Rejects) -> np.ndarray:
-    """[J, 3] int64: query, passage, score; sorted by query, then passage."""
-    rows: dict[tuple[int, int], int] = {}
+def _judgment_arrays(
+    judgments: list[Judgment], numbers: Mapping[str, Numbers], rejects: Rejects
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Query, passage, score [J, 3] int64, sorted by query, then passage; and query, score [M, 2] with the ids [M] of passages
+    that the corpus lacks, sorted by query, then id."""
+    rows: dict[tuple[int, int | str], int] = {}
     for judgment in judgments:
         query, passage = (
             numbers[kind].get(key_of(name)) for kind, name in (("query", judgment.query), ("passage", judgment.passage))
         )
-        if query is None or passage is None:
-            kind, name = ("query", judgment.query) if query is None else ("passage", judgment.passage)
-            rule = f"the qrels name a {kind} that {'the queries do' if kind == 'query' else 'the corpus does'} not hold"
-            rejects.add(Bad(judgment.where, describe(judgment.where, name, rule)))
-        elif (query, passage) in rows:
+        pair = (query, judgment.passage if passage is None else passage)
+        if query is None:
+            rule = "the qrels name a query that the queries do not hold"
+            rejects.add(Bad(judgment.where, describe(judgment.where, judgment.query, rule)))
+        elif pair in rows:
             found = (judgment.query, judgment.passage)
             rejects.add(Bad(judgment.where, describe(judgment.where, found, "this query and passage are judged twice")))
         else:
-            rows[query, passage] = judgment.score
-    return np.asarray(sorted((q, p, s) for (q, p), s in rows.items()), np.int64).reshape(-1, 3)
+            rows[query, pair[1]] = judgment.score
+    here = sorted((query, passage, score) for (query, passage), score in rows.items() if isinstance(passage, int))
+    missing = sorted((query, name, score) for (query, name), score in rows.items() if isinstance(name, str))
+    pairs = np.asarray([(query, score) for query, _, score in missing], np.int64).reshape(-1, 2)
+    return np.asarray(here, np.int64).reshape(-1, 3), pairs, [name for _, name, _ in missing]
+
+
+def _write_missing(directory: Path, missing: np.ndarray, ids: Sequence[str]) -> None:
+    """What `prepared.RetrievalSet.missing` opens."""
+    np.save(directory / "missing.npy", missing)
+    names = TextWriter(directory / "missing.arrow", ("id",))
+    for name in ids:
+        names.append(name)
+    names.close()

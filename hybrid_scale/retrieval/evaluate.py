@@ -7,6 +7,7 @@ Knows no model and no text.
 Shapes: Q queries, J judged pairs with a positive grade, X query languages, C passage languages.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ def evaluate(
 def judge(task: RetrievalSet, above: np.ndarray, found: np.ndarray | None = None) -> Judged:
     """The positive judgments of a set, in the order of its qrels, with how many passages of each language beat them.
 
+    Behind them come those whose passage the corpus lacks (`RetrievalSet.missing`).
+
     `above` int64 [J, C] by any scorer (as index.count_above, C the languages that occur in the corpus, in the order of
     `task.languages`); `found` [J]: False where the ranking lacks the passage; None: it has all.
     """
@@ -59,7 +62,8 @@ def judge(task: RetrievalSet, above: np.ndarray, found: np.ndarray | None = None
     qrels = positive(task)
     found = np.ones(len(qrels), bool) if found is None else found
     language = passage_language[qrels[:, 1]]
-    return Judged(query_languages, passage_languages, query_language, qrels[:, 0], language, qrels[:, 2], above, found)
+    judged = Judged(query_languages, passage_languages, query_language, qrels[:, 0], language, qrels[:, 2], above, found)
+    return _with_missing(judged, missing_positive(task))
 
 
 def outcome(
@@ -112,8 +116,31 @@ def _count(task: RetrievalSet, query_vectors: np.ndarray, shard: Shard, own: np.
 
 
 def positive(task: RetrievalSet) -> np.ndarray:
-    """The judgments above 0: int64 [J, 3] query, passage, grade."""
+    """The judgments above 0 of passages in the corpus: int64 [J, 3] query, passage, grade."""
     return np.asarray(task.qrels[task.qrels[:, 2] > 0])
+
+
+def missing_positive(task: RetrievalSet) -> np.ndarray:
+    """The judgments above 0 of passages that the corpus lacks: int64 [M, 2] query, grade."""
+    return np.asarray(task.missing[task.missing[:, 1] > 0])
+
+
+def _with_missing(judged: Judged, missing: np.ndarray) -> Judged:
+    """The judged pairs and, behind them, passages that aren't in the corpus: never found, but relevant, as in BEIR and mteb.
+
+    Their language is that of the corpus where it has one; else it is unknown (-1), and they count in the union pool alone.
+    """
+    if not len(missing):
+        return judged
+    languages = len(judged.passage_languages)
+    return replace(
+        judged,
+        query=np.concatenate([judged.query, missing[:, 0]]),
+        language=np.concatenate([judged.language, np.full(len(missing), 0 if languages == 1 else -1, judged.language.dtype)]),
+        grade=np.concatenate([judged.grade, missing[:, 1]]),
+        above=np.concatenate([judged.above, np.zeros((len(missing), languages), judged.above.dtype)]),
+        found=np.concatenate([judged.found, np.zeros(len(missing), bool)]),
+    )
 
 
 def languages_of(task: RetrievalSet, table: TextTable) -> tuple[list[str], np.ndarray]:
@@ -126,9 +153,9 @@ def languages_of(task: RetrievalSet, table: TextTable) -> tuple[list[str], np.nd
 
 def _check_agreement(numbers: np.ndarray, passage: np.ndarray, judged: Judged) -> None:
     """Counting and searching take different paths to the same order: a judged passage of rank r is result r."""
-    listed = judged.ranks <= numbers.shape[1]
-    place = judged.ranks[listed].astype(np.int64) - 1
-    wrong = int((numbers[judged.query[listed], place] != passage[listed]).sum())
+    listed = judged.ranks[: len(passage)] <= numbers.shape[1]  # behind them: passages that the corpus lacks
+    place = judged.ranks[: len(passage)][listed].astype(np.int64) - 1
+    wrong = int((numbers[judged.query[: len(passage)][listed], place] != passage[listed]).sum())
     if wrong:
         rule = "search and counting must give them the same rank"
         raise RunError(

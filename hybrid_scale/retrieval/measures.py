@@ -58,7 +58,7 @@ class Judged:
     query: np.ndarray
     """[J]"""
     language: np.ndarray
-    """[J] of the judged passage"""
+    """[J] of the judged passage; -1: unknown, as the corpus has several languages and lacks this passage"""
     grade: np.ndarray
     """[J]"""
     above: np.ndarray
@@ -119,7 +119,7 @@ def summarise(judged: Judged, passages: int | None) -> dict[str, Any]:
         "metrics": {name: _number(value) for name, value in overall.items()},
         "by_language": {name: dict(zip(judged.query_languages, map(_number, v), strict=True)) for name, v in by_language.items()},
         "map_matrix": matrix(judged, matrices["map"]),
-        "skipped_pairs": pairs - len(np.unique(np.stack([judged.query, judged.language]), axis=1).T),
+        "skipped_pairs": pairs - len(np.unique(np.stack([judged.query, judged.language])[:, judged.language >= 0], axis=1).T),
         "refused": refused,
     }
 

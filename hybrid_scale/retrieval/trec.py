@@ -69,13 +69,15 @@ def write_run(path: Path, task: RetrievalSet, scores: np.ndarray, numbers: np.nd
 
 
 def write_qrels(path: Path, task: RetrievalSet) -> None:
-    """All judgments of a set, grades of 0 included."""
+    """All judgments of a set, grades of 0 and passages that the corpus lacks included."""
     query_ids = task.queries.column("id")
     with atomic_path(path) as beside, open(beside, "w", encoding="utf-8") as file:
         for start in range(0, len(task.qrels), 2**16):
             some = np.asarray(task.qrels[start : start + 2**16])
             for (query, _, grade), passage in zip(some.tolist(), task.corpus.column("id", some[:, 1]), strict=True):
                 file.write(f"{query_ids[query]} 0 {passage} {grade}\n")
+        for (query, grade), passage in zip(task.missing.tolist(), task.missing_ids, strict=True):
+            file.write(f"{query_ids[query]} 0 {passage} {grade}\n")
 
 
 # -------------------------------------------------------------------------------------------------------------------- in

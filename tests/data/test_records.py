@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hybrid_scale.data.folder import Rejects
 from hybrid_scale.data.numbers import Numbers, Places, key_of
 from hybrid_scale.data.prepared import Pairs, RetrievalSet, TextTable
-from hybrid_scale.data.records import Bad, Judgment, Pair, Passage, Query, Record, read_jsonl, read_lines, text_field
+from hybrid_scale.data.records import Bad, Judgment, Note, Pair, Passage, Query, Record, read_jsonl, read_lines, text_field
+from hybrid_scale.data.summary import summarize
 from hybrid_scale.data.writing import families, write, write_pairs, write_retrieval
 from hybrid_scale.errors import DataError
 
@@ -91,9 +92,15 @@ def test_families_are_the_connected_rows(rows: list[tuple[int, int]]) -> None:
     [
         ([pair("a"), pair("a")], "f:a: id: found 'a'; duplicate id, first at f:a."),
         ([pair("a", pid="p", passage="x"), pair("b", pid="p", passage="y")],
-         "f:b: pid: found 'p'; this pid already names a passage with another text."),
+         "f:b: pid: found 'p'; this pid already names a passage with another text: see f:a. Give each its own pid."),
         ([pair("a", pid="p", passage="x"), pair("b", negatives=(("p", "y"),))],
-         "f:b: pid: found 'p'; this pid already names a passage with another text."),
+         "f:b: pid: found 'p'; this pid already names a passage with another text: see f:a. Give each its own pid."),
+        ([pair("a", pid="p", negatives=(("n", "x"), ("n", "y")))],
+         "f:a: pid: found 'n'; this pid names two texts in one row. Give each its own pid."),
+        ([pair("a", pid="p", passage="T x", body="x"), pair("b", pid="p", passage="U x", body="x")],
+         "f:b: pid: found 'p'; this pid already names the same passage under another title: see f:a. Give each its own pid."),
+        ([pair("a", pid="p", passage="T x", body="x"), pair("b", pid="p", passage="T y", body="y")],
+         "f:b: pid: found 'p'; this pid already names a passage with another text: see f:a. Give each its own pid."),
         ([pair("a"), Bad("f:9", "f:9: broken.")], "f:9: broken."),
         ([pair("a"), Query("f:2", "q", "en", "t", "q")], "f:2: found 'Query'; a training source yields pairs only."),
         ([], "source {'name': 'test'}: found 'no good rows, 0 rejected'; a training set needs a pair."),
@@ -219,10 +226,13 @@ def test_retrieval_set_in_any_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([*corpus("d", "d"), *queries("q")], "c:d: _id: found 'd'; duplicate passage id."),
-        ([*corpus("d"), *queries("q", "q")], "q:q: _id: found 'q'; duplicate query id."),
+        ([*corpus("d"), Passage("c:2", "d", "en", "other"), *queries("q")],
+         "c:2: _id: found 'd'; this passage id already names another text. Keep one of the two."),
+        ([*corpus("d"), *queries("q"), Query("q:2", "q", "en", "other", "q")],
+         "q:2: _id: found 'q'; this query id already names another text. Keep one of the two."),
         ([*corpus("d"), *queries("q"), Judgment("j:1", "q", "x", 1)],
-         "j:1: found 'x'; the qrels name a passage that the corpus does not hold."),
+         "source {'name': 'test'}: found \"no good judgments, 1 of passages that the corpus lacks, such as 'x'\"; "
+         "a retrieval set needs judgments."),
         ([*corpus("d"), *queries("q"), Judgment("j:1", "x", "d", 1)],
          "j:1: found 'x'; the qrels name a query that the queries do not hold."),
         ([*corpus("d"), *queries("q"), Judgment("j:1", "q", "d", 1), Judgment("j:2", "q", "d", 1)],
@@ -234,6 +244,25 @@ def test_retrieval_set_in_any_order(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_refused_retrieval_sets(records: list[Record], message: str, tmp_path: Path) -> None:
     assert refusal(records, tmp_path / "out") == message
+
+
+def test_oddities_of_published_sets_are_kept_and_said(tmp_path: Path) -> None:
+    """A judged passage that isn't there, an empty passage, a second copy of a row: in the manifest and in the summary."""
+    records: list[Record] = [*corpus("d", "d"), Passage("c:e", "e", "en", ""), *queries("q", "r"), Note("f", "read twice")]
+    judged = [("q", "d", 1), ("q", "gone", 2), ("r", "lost", 1), ("q", "none", 0)]
+    manifest = write(records + [Judgment("j", *row) for row in judged], tmp_path / "out", SOURCE)
+    data = RetrievalSet(tmp_path / "out")
+    assert data.qrels.tolist() == [[0, 0, 1]]
+    assert (data.missing.tolist(), data.missing_ids) == ([[0, 2], [0, 0], [1, 1]], ["gone", "none", "lost"])
+    assert data.corpus.column("text") == ["text d", ""]
+    odd = ("judgments_of_missing_passages", "empty_passages", "copies_left_out", "judgments", "queries_without_relevant")
+    assert [manifest[name] for name in odd] == [3, 1, 1, 4, 0]
+    assert len(manifest["notes"]) == 4
+    for note in ("note: read twice.", "as in BEIR and mteb; judgments: 3.", "as in BEIR and mteb; passages: 1."):
+        assert note in summarize(tmp_path / "out")
+    write([*corpus("d"), *queries("q"), Judgment("j", "q", "d", 1)], tmp_path / "plain", SOURCE)
+    assert "note:" not in summarize(tmp_path / "plain")
+    assert len(RetrievalSet(tmp_path / "plain").missing) == 0
 
 
 def test_opening_names_the_remedy(tmp_path: Path) -> None:

@@ -181,6 +181,15 @@ def test_beir_titles_languages_and_judged_queries_only(beir_folder: Path) -> Non
     assert [(j.query, j.passage, j.score) for j in of(Judgment, records)] == [("q1", "1", 1), ("q2", "2", 0)]
 
 
+def test_beir_blank_titles_and_empty_passages(beir_folder: Path) -> None:
+    """As published: a title of white space is none, a passage that says nothing stays; one without the fields is bad."""
+    rows = [{"_id": "a", "title": " ", "text": "x"}, {"_id": "b", "title": "\t", "text": ""}, {"_id": "c", "text": " "}]
+    path = write_lines(beir_folder / "corpus.jsonl", [*rows, {"_id": "d", "title": "", "body": "x"}])
+    records = list(beir.read(beir_folder))
+    assert [(p.id, p.text) for p in of(Passage, records)] == [("a", "x"), ("b", ""), ("c", "")]
+    assert messages(records) == [f"{path}:4: text: found None; missing."]
+
+
 def test_beir_language_filter_takes_its_judgments_along(beir_folder: Path) -> None:
     records = list(beir.read(beir_folder, languages=("en",)))
     assert [p.id for p in of(Passage, records)] == ["1", "3"]

@@ -30,7 +30,7 @@ def read(
 
 def passage(row: Row, lang: str) -> Passage:
     """Raises BadRow."""
-    return Passage(row.where, row.text("_id"), row.text("lang", lang), row.titled("text"))
+    return Passage(row.where, row.text("_id"), row.text("lang", lang), row.titled("text", may_be_empty=True))
 
 
 def query(row: Row, lang: str) -> Query:

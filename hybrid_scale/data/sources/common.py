@@ -36,9 +36,19 @@ class Row:
             raise BadRow(value)
         return value
 
-    def titled(self, key: str) -> str:
-        """`title` + space + text; either alone where the other is empty (BEIR's convention). Raises BadRow when both are."""
-        parts = [name for name in ("title", key) if self.values.get(name) not in (None, "")]
+    def blank(self, key: str) -> bool:
+        """Whether the field is absent, null, empty or white space alone."""
+        value = self.values.get(key)
+        return value is None or (isinstance(value, str) and not value.strip())
+
+    def titled(self, key: str, may_be_empty: bool = False) -> str:
+        """`title` + space + text; either alone where the other is blank (BEIR's convention).
+
+        Raises BadRow when both are, except, with `may_be_empty`, where the text is there and says nothing: then it is "".
+        """
+        parts = [name for name in ("title", key) if not self.blank(name)]
+        if not parts and may_be_empty and self.values.get(key) is not None:
+            return ""
         return " ".join(self.text(name) for name in parts) if parts else self.text(key)
 
     def integer(self, key: str) -> int:

@@ -23,7 +23,7 @@ def read(path: str, names: Mapping[str, str], split: str, revision: str = "") ->
 
 def passage(row: Row, lang: str) -> Passage:
     """`title` + space + text. Raises BadRow."""
-    return Passage(row.where, f"{lang}:{row.text('_id')}", lang, row.titled("text"))
+    return Passage(row.where, f"{lang}:{row.text('_id')}", lang, row.titled("text", may_be_empty=True))
 
 
 def query(row: Row, lang: str) -> Query:

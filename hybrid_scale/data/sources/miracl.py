@@ -113,7 +113,7 @@ def _no_corpus(path: Path, lang: str) -> DataError:
 
 def _passage(row: Row, lang: str) -> Passage:
     name = row.text("docid") if "docid" in row.values else row.text("_id")
-    return Passage(row.where, f"{lang}:{name}", lang, row.titled("text"))
+    return Passage(row.where, f"{lang}:{name}", lang, row.titled("text", may_be_empty=True))
 
 
 def _query(row: Row, lang: str) -> Query:

@@ -45,6 +45,7 @@ def wanted_pair(row: Row, wanted: Languages, lang: str = "") -> Pair | None:
         query=row.text("query"),
         passage=row.titled("passage"),
         negatives=_negatives(row),
+        body="" if row.blank("title") or row.blank("passage") else row.text("passage"),
     )
 
 

@@ -29,7 +29,7 @@ from hybrid_scale import dist, statistics
 from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.errors import DataError, describe
 from hybrid_scale.retrieval import metrics
-from hybrid_scale.retrieval.evaluate import drops_own_id
+from hybrid_scale.retrieval.evaluate import drops_own_id, missing_positive, positive
 from hybrid_scale.retrieval.index import Shard, search
 from hybrid_scale.retrieval.metrics import RelevantRanks
 from hybrid_scale.retrieval.scores import pair_scores
@@ -39,6 +39,8 @@ from hybrid_scale.retrieval.tradeoff.variants import Variant, parse
 
 GATHERED = 2**24
 """Numbers gathered at a time when scores of returned passages are computed."""
+NOWHERE = -2
+"""Number of a relevant passage that the corpus lacks: no result has it (-1 is no result)."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,10 @@ def set_up(task: RetrievalSet, queries: np.ndarray, shard: Shard, options: Optio
     scores, numbers = search(asked, shard, options.k)
     place = np.full(len(task.queries), -1)
     place[chosen] = np.arange(len(chosen))
-    qrels = np.array(task.qrels[(task.qrels[:, 2] > 0) & (place[task.qrels[:, 0]] >= 0)])
+    query, grade = missing_positive(task).T
+    absent = np.stack([query, np.full(len(query), NOWHERE), grade], 1)
+    qrels = np.concatenate([positive(task), absent])
+    qrels = qrels[place[qrels[:, 0]] >= 0]
     qrels[:, 0] = place[qrels[:, 0]]
     groups, languages = (np.array(task.queries.column(name, chosen)) for name in ("group", "lang"))
     bench = Bench(Corpus(shard.vectors), shard.numbers, asked, scores[:, -1], qrels, groups, languages, {}, options)
