@@ -43,7 +43,7 @@ WAYS = {
     ),
 }
 COMMON = {
-    **{"data.max_query_tokens": 32, "data.max_passage_tokens": 64, "sampler.global_batch": 64, "sampler.mono_block_rows": 16},
+    **{"data.max_query_tokens": 32, "data.max_passage_tokens": 64, "sampler.global_batch": 64, "sampler.pool_rows": 16},
     **{"loss.temperature": 0.05, "optimizer.learning_rate": 3e-3, "optimizer.warmup_steps": 5},
     **{"model.gradient_checkpointing": True, "model.pooling": "mean", "model.lora.rank": 8},
 }

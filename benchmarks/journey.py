@@ -97,7 +97,7 @@ def config_of(model: Path, data: Path, place: Path, steps: int, rows: int) -> Ru
     languages = read_json(data / "manifest.json")["languages"]
     overrides = {
         **{"run.directory": str(place), "run.name": place.name, "data.train": str(data), "data.evaluate": []},
-        **{"sampler.languages": languages, "sampler.global_batch": rows, "sampler.mono_block_rows": rows // 4},
+        **{"sampler.languages": languages, "sampler.global_batch": rows, "sampler.pool_rows": rows // 4},
         **{"model.base": str(model), "model.dtype": "float32", "model.lora.dropout": 0.05, "optimizer.warmup_steps": 2},
         **{"training.max_steps": steps, "training.save_every_steps": steps, "training.log_every_steps": 1},
         **{"training.deepspeed": str(ROOT / "ds_configs" / "zero3.json"), "evaluation.before_training": False},

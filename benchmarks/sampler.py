@@ -22,7 +22,7 @@ from hybrid_scale.data.prepared import FORMAT, Pairs
 from hybrid_scale.data.sampler import HybridSampler
 
 BATCHES = 300
-SETTINGS = SamplerSettings(arm="hybrid", global_batch=1024, mono_block_rows=128)
+SETTINGS = SamplerSettings(arm="hybrid", global_batch=1024, pool_rows=128)
 
 
 def write(folder: Path, rows: int, languages: int) -> None:

@@ -96,7 +96,7 @@ class Case:
 
 def cases(given: argparse.Namespace) -> dict[str, Case]:
     random = {"data": {"max_query_tokens": 256, "max_passage_tokens": 256}, "model": {"dtype": "float32"}}
-    one_pool = {"arm": "mixed"}
+    one_pool = {"arm": "mixed", "composition": "scheduled"}
     real: Sections = {
         "data": {"max_query_tokens": given.longest, "max_passage_tokens": given.longest},
         "model": {"dtype": "bfloat16"},

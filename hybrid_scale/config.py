@@ -60,8 +60,9 @@ class SamplerSettings(Section):
     """Length of the window over which `scheduled` + `quota` keeps alpha exact."""
     global_batch: Positive = 64
     """Rows (query, positive passage) of one optimiser step, over all ranks."""
-    mono_block_rows: Positive = 16
-    """Rows of one monolingual contrastive pool in a `composed` batch; must divide the batch's mono rows."""
+    pool_rows: Positive = 16
+    """Rows of one contrastive pool, in every arm, so that a row of any arm meets the same number of negatives. A `composed`
+    batch is a whole number of pools; a `scheduled` batch is one pool, so this must equal `global_batch` (left out, it does)."""
     language_weights: Literal["uniform", "size", "power"] = "uniform"
     power: Share = 0.5
     """Exponent t of `language_weights: power` (weight = pairs^t; cross pairs count for the language of their query)."""
@@ -79,36 +80,39 @@ class SamplerSettings(Section):
     def mono_share(self) -> float:
         return {"mono": 1.0, "cross": 0.0, "hybrid": self.alpha, "mixed": 0.0}[self.arm]
 
+    @property
+    def pools_per_batch(self) -> int:
+        """Contrastive pools of one global batch."""
+        return self.global_batch // self.pool_rows
+
+    @property
+    def mono_pools(self) -> int:
+        """Monolingual pools of one `composed` batch."""
+        return round(self.mono_share * self.pools_per_batch)
+
     @model_validator(mode="after")
-    def _ratio_divides(self) -> Self:
-        if self.arm == "mixed":
-            return self
-        base, key = (
-            (self.global_batch, "sampler.global_batch")
-            if self.composition == "composed"
-            else (self.window_steps, "sampler.window_steps")
-        )
-        mono = self.mono_share * base
-        if (self.composition == "composed" or self.draws == "quota") and abs(mono - round(mono)) > 1e-9:
-            raise ConfigError(
-                describe(
-                    key,
-                    base,
-                    f"alpha = {self.alpha} needs a whole number of mono {'rows' if self.composition == 'composed' else 'steps'},"
-                    f" {self.alpha} x {base} = {mono:g} isn't one",
-                    "Change alpha or the size so that their product is whole.",
-                )
-            )
-        if self.composition == "composed" and round(mono) % self.mono_block_rows:
-            raise ConfigError(
-                describe(
-                    "sampler.mono_block_rows",
-                    self.mono_block_rows,
-                    f"must divide the {round(mono)} mono rows of a global batch of {self.global_batch}",
-                    f"Use a divisor of {round(mono)}.",
-                )
-            )
+    def _pools_and_ratio_are_whole(self) -> Self:
+        if self.composition == "scheduled" and self.pool_rows != self.global_batch:
+            rule = f"a scheduled batch is one pool, so this must equal sampler.global_batch = {self.global_batch}"
+            raise ConfigError(describe("sampler.pool_rows", self.pool_rows, rule, "Leave it out, or use composition: composed."))
+        if self.global_batch % self.pool_rows:
+            rule = f"a global batch must be a whole number of pools, and {self.global_batch} rows are not"
+            remedy = f"Use a divisor of {self.global_batch}, or another sampler.global_batch."
+            raise ConfigError(describe("sampler.pool_rows", self.pool_rows, rule, remedy))
+        if self.arm != "mixed" and (self.composition == "composed" or self.draws == "quota"):
+            self._refuse_a_broken_ratio()
         return self
+
+    def _refuse_a_broken_ratio(self) -> None:
+        composed = self.composition == "composed"
+        count = self.pools_per_batch if composed else self.window_steps
+        mono = self.mono_share * count
+        if abs(mono - round(mono)) <= 1e-9:
+            return
+        what = f"mono pools among the {count} of a batch" if composed else f"mono steps in a window of {count}"
+        rule = f"alpha must give a whole number of {what}, and {self.alpha} x {count} = {mono:g} is not one"
+        keys = "sampler.pool_rows or sampler.global_batch" if composed else "sampler.window_steps"
+        raise ConfigError(describe("sampler.alpha", self.alpha, rule, f"Change alpha, {keys}."))
 
 
 class LoraSettings(Section):
@@ -290,6 +294,15 @@ class RunConfig(Section):
     training: TrainingSettings
     evaluation: EvaluationSettings = EvaluationSettings()
 
+    @property
+    def negatives_a_row(self) -> int:
+        """Passages that a row's query is scored against, its positive left out, where no passage stands twice in the pool.
+
+        Rows that share a family with it (`sampler.conflicts: mask`) and false negatives above the margin make them fewer.
+        """
+        hard = self.sampler.pool_rows * self.sampler.hard_negatives
+        return hard if self.loss.denominator == "hard_only" else self.sampler.pool_rows - 1 + hard
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         if self.loss.denominator == "hard_only" and self.sampler.hard_negatives == 0:
@@ -408,9 +421,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def validate(kind: type[S], tree: dict[str, Any], where: str) -> S:
     """`tree` as `kind`, in pydantic's strict JSON mode ("3" is no number, 1 no bool). Raises ConfigError."""
-    if issubclass(kind, RunConfig):
-        tree = _planned(tree)
     try:
+        tree = _with_pools(_planned(tree)) if issubclass(kind, RunConfig) else tree
         return kind.model_validate_json(_to_json(tree, where), strict=True)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
@@ -428,6 +440,21 @@ def _planned(tree: dict[str, Any]) -> dict[str, Any]:
     stated = {key: value for key, value in training.items() if key not in keys}
     known = stated.get("planned") or []
     return {**tree, "training": {**stated, "planned": [*known, *keys] if isinstance(known, list) else known}}
+
+
+def _with_pools(tree: dict[str, Any]) -> dict[str, Any]:
+    """`sampler.pool_rows` of a scheduled batch that leaves it out. Raises ConfigError on the key that was there before it."""
+    sampler = tree.get("sampler")
+    if not isinstance(sampler, dict):
+        return tree
+    if "mono_block_rows" in sampler:
+        rows = sampler["mono_block_rows"]
+        rule = "this key is gone: pools of every arm now have one size, so that all rows meet equally many negatives"
+        raise ConfigError(describe("sampler.mono_block_rows", rows, rule, f"Write sampler.pool_rows: {rows} instead."))
+    if sampler.get("composition") != "scheduled" or "pool_rows" in sampler:
+        return tree
+    rows = sampler.get("global_batch", SamplerSettings.model_fields["global_batch"].default)
+    return {**tree, "sampler": {**sampler, "pool_rows": rows}}
 
 
 def _to_json(tree: dict[str, Any], where: str) -> str:

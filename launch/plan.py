@@ -24,7 +24,7 @@ from hybrid_scale.planning.hardware import GPUS, INTERCONNECTS, Cluster, make_cl
 from hybrid_scale.planning.planner import best_run
 from hybrid_scale.planning.table import memory_table
 from hybrid_scale.study.estimate import StudyEstimate, as_values, estimate, run_text, study_text
-from hybrid_scale.study.grid import plan_study
+from hybrid_scale.study.grid import negatives_text, plan_study
 
 
 def main() -> int:
@@ -40,9 +40,9 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(
-        json.dumps([values(plan) for plan in plans], indent=1)
+        json.dumps([values(plan, runs) for plan in plans], indent=1)
         if arguments.json
-        else text(plans, arguments.best, arguments.markdown)
+        else text(plans, runs, arguments.best, arguments.markdown)
     )
     return 1 if any(plan.problems for plan in plans) else 0
 
@@ -75,6 +75,8 @@ class Asked:
     config: RunConfig
     nodes: int = 0
     gpus_per_node: int = 0
+    negatives: str = ""
+    """Of a study: the negatives a row of all its arms."""
 
 
 def node_counts(text: str | None) -> list[int | None]:
@@ -103,7 +105,8 @@ def read_runs(path: Path, settings: list[str]) -> list[Asked]:
         raise ConfigError(describe(str(path), list(tree), rule, "See launch/configs/."))
     if "study" in tree:
         planned = plan_study(path, settings).runs
-        return [Asked(run.id, run.config, run.resources.nodes, run.resources.ranks_per_node) for run in planned]
+        negatives = negatives_text(planned)
+        return [Asked(run.id, run.config, run.resources.nodes, run.resources.ranks_per_node, negatives) for run in planned]
     config = load_config(path, settings)
     return [Asked(config.run.name, config)]
 
@@ -115,9 +118,9 @@ def given_texts(arguments: argparse.Namespace, runs: list[Asked]) -> Texts | Non
     return text_lengths(runs[0].config, arguments.query_tokens, arguments.passage_tokens)
 
 
-def text(plans: list[StudyEstimate], best: bool, markdown: bool) -> str:
+def text(plans: list[StudyEstimate], runs: list[Asked], best: bool, markdown: bool) -> str:
     if len(plans[0].plans) > 1:
-        return "\n\n\n".join(study_text(plan, markdown) for plan in plans)
+        return "\n\n\n".join([*(study_text(plan, markdown) for plan in plans), f"negatives a row: {runs[0].negatives}"])
     (name,) = plans[0].plans
     each = [plan.plans[name] for plan in plans]
     others = [None if best else best_run(plan.config, plan.cluster, plan.texts) for plan in each]
@@ -127,8 +130,9 @@ def text(plans: list[StudyEstimate], best: bool, markdown: bool) -> str:
     return "\n\n".join(parts)
 
 
-def values(plan: StudyEstimate) -> dict[str, Any]:
-    runs = {name: as_values(run) for name, run in plan.plans.items()}
+def values(plan: StudyEstimate, asked: list[Asked]) -> dict[str, Any]:
+    negatives = {run.id: run.config.negatives_a_row for run in asked}
+    runs = {name: {**as_values(run), "negatives_a_row": negatives[name]} for name, run in plan.plans.items()}
     return {"runs": runs, "gpu_hours": plan.gpu_hours, "cost": plan.cost, "problems": plan.problems}
 
 

@@ -39,15 +39,26 @@ def refusal(tree: dict) -> str:
         ),
         (
             changed(sampler={"alpha": 0.3}),
-            "run.yaml: sampler.global_batch: found 64; alpha = 0.3 needs a whole number of mono rows, 0.3 x 64 = 19.2 isn't one.",
+            "run.yaml: sampler.alpha: found 0.3; alpha must give a whole number of mono pools among the 4 of a batch, and"
+            " 0.3 x 4 = 1.2 is not one. Change alpha, sampler.pool_rows or sampler.global_batch.",
         ),
         (
             changed(sampler={"composition": "scheduled", "alpha": 0.3, "window_steps": 7}),
-            "sampler.window_steps: found 7; alpha = 0.3 needs a whole number of mono steps, 0.3 x 7 = 2.1 isn't one.",
+            "sampler.alpha: found 0.3; alpha must give a whole number of mono steps in a window of 7, and 0.3 x 7 = 2.1 is not",
         ),
         (
-            changed(sampler={"mono_block_rows": 12}),
-            "sampler.mono_block_rows: found 12; must divide the 32 mono rows of a global batch of 64. Use a divisor of 32.",
+            changed(sampler={"pool_rows": 12}),
+            "sampler.pool_rows: found 12; a global batch must be a whole number of pools, and 64 rows are not. Use a divisor of"
+            " 64, or another sampler.global_batch.",
+        ),
+        (
+            changed(sampler={"composition": "scheduled", "pool_rows": 16}),
+            "sampler.pool_rows: found 16; a scheduled batch is one pool, so this must equal sampler.global_batch = 64.",
+        ),
+        (
+            changed(sampler={"mono_block_rows": 32}),
+            "sampler.mono_block_rows: found 32; this key is gone: pools of every arm now have one size, so that all rows meet"
+            " equally many negatives. Write sampler.pool_rows: 32 instead.",
         ),
         (
             changed(model={"quantization": "nf4", "lora": None}),
@@ -165,3 +176,23 @@ def test_overrides_that_are_not_yaml(tmp_path, override):
 def test_norwegian_needs_quotes():
     with pytest.raises(ConfigError, match=r"sampler.languages.0: found False; .* Put it in quotes."):
         validate(RunConfig, changed(sampler={"languages": [False]}), "x")
+
+
+def test_a_scheduled_batch_is_one_pool():
+    config = validate(RunConfig, changed(sampler={"composition": "scheduled", "global_batch": 48}), "run.yaml")
+    assert (config.sampler.pool_rows, config.sampler.pools_per_batch, config.negatives_a_row) == (48, 1, 47)
+    assert validate(RunConfig, parse_yaml(dump_config(config), "run.yaml"), "run.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("sampler", "loss", "negatives"),
+    [
+        ({"global_batch": 64, "pool_rows": 16}, {}, 15),
+        ({"global_batch": 64, "pool_rows": 16, "hard_negatives": 3}, {}, 63),
+        ({"global_batch": 64, "pool_rows": 16, "hard_negatives": 3}, {"denominator": "hard_only"}, 48),
+    ],
+)
+@pytest.mark.parametrize("arm", ["mono", "cross", "hybrid", "mixed"])
+def test_negatives_a_row_dont_depend_on_the_arm(arm, sampler, loss, negatives):
+    config = validate(RunConfig, changed(sampler={"arm": arm, **sampler}, loss=loss), "run.yaml")
+    assert config.negatives_a_row == negatives

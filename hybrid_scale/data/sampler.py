@@ -1,7 +1,8 @@
 """Step number -> global batch: a pure function of (data, settings, seed, step). Knows no rank and no text.
 
-A global batch is a list of contrastive pools; a pool is drawn from one stream (mono:LANGUAGE, cross or mixed). A stream
-is a fixed sequence of pools: pool number i never depends on who asks or when. So the state of a run is the step number.
+A global batch is a list of contrastive pools of `pool_rows` rows each, whatever the arm; a pool is drawn from one stream
+(mono:LANGUAGE, cross or mixed). A stream is a fixed sequence of pools: pool number i never depends on who asks or when. So the
+state of a run is the step number.
 
 How a stream avoids false negatives: it draws `pools_per_deal` pools' worth of elements at once, sorts them by family
 (rows tied by a parallel group or a passage) and deals them out like cards. A family of at most `pools_per_deal` elements
@@ -160,11 +161,6 @@ class HybridSampler:
         self.pairs, self.settings, self.seed = pairs, settings, seed
         self._known_deals = deals or {}
         self.mono_share = settings.mono_share
-        composed = settings.composition == "composed"
-        mono_rows = round(self.mono_share * settings.global_batch) if composed else settings.global_batch
-        self.mono_pool_rows = settings.mono_block_rows if composed else settings.global_batch
-        self.mono_pools = mono_rows // self.mono_pool_rows if self.mono_share > 0 else 0
-        self.other_rows = settings.global_batch - mono_rows if composed else settings.global_batch
         self.streams: dict[str, Stream] = {}
         self.languages: list[str] = []
         self.language_weights = np.empty(0)
@@ -186,11 +182,11 @@ class HybridSampler:
         self.languages = [stratum.language for stratum in mono]
         self.language_weights = self._weights(mono)
         if settings.arm == "mixed":
-            self._open("mixed", mono, self.language_weights, settings.global_batch)
+            self._open("mixed", mono, self.language_weights)
         else:
             self._open_mono(mono)
         if cross:
-            self._open("cross", cross, self._weights(cross), self.other_rows)
+            self._open("cross", cross, self._weights(cross))
 
     def _strata(self, kind: Kind) -> list[Stratum]:
         strata = open_strata(self.pairs, kind, self.settings.languages, self.settings.allow_same)
@@ -204,18 +200,18 @@ class HybridSampler:
         problems: list[str] = []
         for stratum in strata:
             try:
-                self._open(f"mono:{stratum.language}", [stratum], np.ones(1), self.mono_pool_rows)
+                self._open(f"mono:{stratum.language}", [stratum], np.ones(1))
             except ConfigError as error:
                 problems.append(str(error))
         if problems:
             able = [name.partition(":")[2] for name in self.streams]
             raise ConfigError("\n".join([*problems, f"Languages whose pools can be filled: [{', '.join(able)}]."]))
 
-    def _open(self, name: str, strata: Sequence[Stratum], weights: np.ndarray, pool_rows: int) -> None:
+    def _open(self, name: str, strata: Sequence[Stratum], weights: np.ndarray) -> None:
         key = (self.seed, *name.encode())
         forbid = self.settings.conflicts == "forbid"
         known = self._known_deals.get(name)
-        self.streams[name] = Stream(name, strata, weights, pool_rows, self.pairs, key, forbid, known)
+        self.streams[name] = Stream(name, strata, weights, self.settings.pool_rows, self.pairs, key, forbid, known)
 
     @property
     def deals(self) -> dict[str, int]:
@@ -251,25 +247,19 @@ class HybridSampler:
     # ----------------------------------------------------------------------------------- which pools a step draws
 
     def _window(self, window: int) -> list[list[str]]:
-        """Stream names of each step of a window of `window_steps` steps."""
-        settings, steps = self.settings, self.settings.window_steps
+        """Stream names of the pools of each step of a window of `window_steps` steps."""
+        settings, steps, pools = self.settings, self.settings.window_steps, self.settings.pools_per_batch
         if settings.arm == "mixed":
-            return [["mixed"]] * steps
+            return [["mixed"] * pools] * steps
         rng = generator(self.seed, _WINDOW, window)
         mono_of_step = self._mono_pools_of_steps(rng, steps)
         languages = self._language_slots(rng, int(mono_of_step.sum()))
-        plans: list[list[str]] = []
-        for count in mono_of_step:
-            plan = [f"mono:{next(languages)}" for _ in range(count)]
-            if (settings.composition == "composed" and self.other_rows) or not count:
-                plan.append("cross")
-            plans.append(plan)
-        return plans
+        return [[f"mono:{next(languages)}" for _ in range(mono)] + ["cross"] * (pools - mono) for mono in mono_of_step]
 
     def _mono_pools_of_steps(self, rng: np.random.Generator, steps: int) -> np.ndarray:
-        """[steps] number of mono pools of each step."""
+        """[steps] number of mono pools of each step; a scheduled step is one pool, mono or not."""
         if self.settings.composition == "composed":
-            return np.full(steps, self.mono_pools)
+            return np.full(steps, self.settings.mono_pools)
         if self.settings.draws == "independent":
             return (rng.random(steps) < self.mono_share).astype(np.int64)
         return rng.permutation(np.arange(steps) < round(self.mono_share * steps)).astype(np.int64)
@@ -332,15 +322,13 @@ class HybridSampler:
     def describe(self) -> dict[str, object]:
         """What a global batch and an epoch hold, for a person to read before the first step."""
         settings = self.settings
+        mono_pools = settings.pools_per_batch * self.mono_share
         return {
             "arm": settings.arm,
             "composition": settings.composition,
             "rows per global batch": settings.global_batch,
-            "mono rows per global batch": (
-                self.mono_pools * self.mono_pool_rows
-                if settings.composition == "composed"
-                else self.mono_share * settings.global_batch
-            ),
+            "pools per global batch": f"{settings.pools_per_batch} of {settings.pool_rows} rows",
+            "mono rows per global batch": mono_pools * settings.pool_rows,
             "pools": {name: f"{s.pool_rows} rows of {sum(x.size for x in s.strata):,} pairs" for name, s in self.streams.items()},
             "steps per epoch of each stream": {
                 name: round(sum(x.size for x in s.strata) / (s.pool_rows * self._pools_per_step(name)), 1)
@@ -349,12 +337,13 @@ class HybridSampler:
         }
 
     def _pools_per_step(self, name: str) -> float:
+        """Pools that a step draws from a stream, on average."""
+        pools = self.settings.pools_per_batch
         if name == "mixed":
-            return 1.0
+            return pools
         if name == "cross":
-            return 1.0 if self.settings.composition == "composed" else 1.0 - self.mono_share
-        share = float(self.language_weights[self.languages.index(name.partition(":")[2])])
-        return share * (self.mono_pools if self.settings.composition == "composed" else self.mono_share)
+            return pools * (1.0 - self.mono_share)
+        return pools * self.mono_share * float(self.language_weights[self.languages.index(name.partition(":")[2])])
 
 
 def assemble(

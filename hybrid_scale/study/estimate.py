@@ -20,7 +20,7 @@ COSTLESS = {
     "run": True,
     "optimizer": True,
     "evaluation": True,
-    "sampler": {"arm", "alpha", "composition", "draws", "window_steps", "mono_block_rows", "language_weights", "power"},
+    "sampler": {"arm", "alpha", "composition", "draws", "window_steps", "pool_rows", "language_weights", "power"},
 }
 """Settings that change neither memory nor time of training."""
 
@@ -136,6 +136,7 @@ def run_text(name: str, plan: RunPlan, best: RunPlan | None = None, markdown: bo
 def _facts(plan: RunPlan) -> dict[str, str]:
     """What a run is, does in a step and takes, in a person's words."""
     counts, took, work, training = plan.counts, plan.seconds, plan.work, plan.config.training
+    sampler = plan.config.sampler
     quantised = f"{weights(counts.quantised)} of them in 4 bits, " if counts.quantised else ""
     sharding = f"ZeRO-{plan.stage}" if plan.stage else "none: a replica a GPU"
     sharding += f", weights shared by {plan.group}" if plan.stage == 3 else ""
@@ -154,6 +155,8 @@ def _facts(plan: RunPlan) -> dict[str, str]:
     cost = "" if plan.cost is None else f", cost {_money(plan.cost)}"
     return {
         "model": f"{plan.architecture.name}: {weights(counts.total)} weights, {quantised}{weights(counts.trained)} trained",
+        "global batch": f"{sampler.global_batch:,} rows in {sampler.pools_per_batch} pools of {sampler.pool_rows}:"
+        f" {plan.config.negatives_a_row:,} negatives a row",
         "cluster": str(plan.cluster),
         "memory of a GPU": f"{gib(plan.memory)} of {gib(plan.limit)} usable" + ("" if plan.fits else ": does not fit"),
         "sharding": sharding + (", a second copy inside each group (hpZ)" if plan.hpz else ""),

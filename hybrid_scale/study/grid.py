@@ -1,6 +1,6 @@
 """A study file -> the list of its runs, each a checked RunConfig with a stable id.
 
-A run is a point of the axes models x data x arms (x alpha) x seeds over one base config; its id is made of their names alone, so
+A run is a point of the axes models x data x arms (x alpha) x pool_rows x seeds over one base config; its id is made of their names alone, so
 that a value more leaves the other runs as they are. All runs are validated and compared before anything starts. Knows nothing of
 launching, results or time.
 """
@@ -8,7 +8,7 @@ launching, results or time.
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,14 @@ class PlannedRun:
     model: str | None
     """Name on the axis `models`; None where the study has no such axis. So for `data`."""
     data: str | None
+    pool_rows: int | None = None
+    """Value on the axis `pool_rows`; None where the study has no such axis."""
+
+    @property
+    def panel(self) -> str:
+        """Place on all axes but arms and seeds, in words."""
+        places = (("model", self.model), ("data", self.data), ("pools of", self.pool_rows))
+        return ", ".join(f"{axis} {place}" for axis, place in places if place)
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ class Plan:
     """What was found equal, or was allowed to differ, in words."""
     settings: tuple[str, ...] = ()
     """`key=value` of the command line, which made the plan together with the file."""
+    caution: str = ""
+    """What must be said before any result: that arms meet unequal numbers of negatives. Empty where they don't."""
 
     @property
     def directory(self) -> Path:
@@ -100,17 +110,20 @@ def expand(config: StudyConfig, base: dict[str, Any], where: str, settings: Sequ
         _refuse_twice([value.name for value in values], f"{where}: {axis}", f"two {axis} have this name")
     _refuse_twice(config.seeds, f"{where}: seeds", "a seed stands twice")
     _refuse_twice(config.alpha, f"{where}: alpha", "an alpha stands twice")
+    _refuse_twice(config.pool_rows, f"{where}: pool_rows", "a size stands twice")
     _refuse_twice([Path(name).name for name in config.evaluate], f"{where}: evaluate", "two sets write one file eval/NAME.json")
     _refuse_given(config.overrides, f"{where}: overrides")
     shared = _apply(base, config.overrides, f"{where}: overrides")
     arms = [arm for given in config.arms for arm in _alphas(given, config.alpha, shared)]
-    points = itertools.product(config.models or (None,), config.data or (None,), arms, config.seeds)
-    runs = tuple(_run(config, model, data, arm, seed, shared, where) for model, data, arm, seed in points)
+    axes = (config.models or (None,), config.data or (None,), arms, config.pool_rows or (None,), config.seeds)
+    runs = tuple(_run(config, *point, shared, where) for point in itertools.product(*axes))
     _refuse_one_id(runs, where)
     _refuse_equal_runs(runs, where)
     _refuse_scored_twice(config, runs, where)
-    checks = (*_held_equal(config, runs, where), *_sizes(runs, where), *_varied(runs))
-    return Plan(where, config, runs, checks, tuple(settings))
+    equal = _held_equal(config, runs, where)
+    negatives, caution = _negatives(config, runs, where)
+    checks = (*equal, negatives, *_sizes(runs, where), *_varied(runs))
+    return Plan(where, config, runs, checks, tuple(settings), caution)
 
 
 def _alphas(arm: ArmSettings, alphas: Sequence[float], shared: Mapping[str, Any]) -> list[ArmSettings]:
@@ -127,11 +140,13 @@ def _run(
     model: ModelSettings | None,
     data: AxisValue | None,
     arm: ArmSettings,
+    pool_rows: int | None,
     seed: int,
     shared: dict[str, Any],
     where: str,
 ) -> PlannedRun:
-    chosen = {"model": model, "data": data, "arm": arm}
+    pools = AxisValue(name=f"pool-{pool_rows}", set={"sampler.pool_rows": pool_rows}) if pool_rows else None
+    chosen = {"model": model, "data": data, "arm": arm, "pool_rows": pools}
     at = ", ".join(f"{kind} '{value.name}'" for kind, value in chosen.items() if value)
     tree, setters = shared, dict[str, str]()
     for kind, value in chosen.items():
@@ -144,7 +159,7 @@ def _run(
     tree = {**tree, "run": {"name": name, "directory": str(directory), "seed": seed}}
     checked = validate(RunConfig, tree, f"{where}: {at}")
     names = (model.name if model else None, data.name if data else None)
-    return PlannedRun(name, arm.name, seed, directory, checked, _resources(config, model), *names)
+    return PlannedRun(name, arm.name, seed, directory, checked, _resources(config, model), *names, pool_rows)
 
 
 def _resources(config: StudyConfig, model: ModelSettings | None) -> Resources:
@@ -190,7 +205,7 @@ def _refuse_one_id(runs: Sequence[PlannedRun], where: str) -> None:
     for run in runs:
         other = seen.setdefault(run.id.casefold(), run)
         if other is not run:
-            parts = [f"model {r.model}, data {r.data}, arm {r.arm}, seed {r.seed}" for r in (other, run)]
+            parts = [f"{r.panel or 'base'}, arm {r.arm}, seed {r.seed}" for r in (other, run)]
             rule = f"two runs have this id ({'; '.join(parts)})"
             raise ConfigError(describe(f"{where}: id", run.id, rule, "Rename a model, data or arm."))
 
@@ -229,17 +244,54 @@ def _held_equal(config: StudyConfig, runs: Sequence[PlannedRun], where: str) -> 
     return lines
 
 
-def _equal(key: str, runs: Sequence[PlannedRun], config: StudyConfig, where: str) -> str:
-    by_value: dict[str, list[str]] = defaultdict(list)
+def negatives_by_arm(runs: Sequence[PlannedRun]) -> dict[str, tuple[int, ...]]:
+    """Arm -> the numbers of negatives that its rows meet, ascending: one number, unless pools are an axis of the study."""
+    found: dict[str, set[int]] = {}
     for run in runs:
-        by_value[_shown(setting(run.config, key))].append(f"{run.model}.{run.arm}" if run.model else run.arm)
-    found = "; ".join(f"{value} ({', '.join(dict.fromkeys(arms))})" for value, arms in by_value.items())
-    if len(by_value) == 1:
-        return f"equal in all runs: {key} = {next(iter(by_value))}"
+        found.setdefault(run.arm, set()).add(run.config.negatives_a_row)
+    return {arm: tuple(sorted(counts)) for arm, counts in found.items()}
+
+
+def negatives_text(runs: Sequence[PlannedRun]) -> str:
+    """The negatives a row of every arm, for a person: `127 in every arm`, or arm by arm where they differ."""
+    by_arm = {arm: " or ".join(f"{count:,}" for count in counts) for arm, counts in negatives_by_arm(runs).items()}
+    shown = set(by_arm.values())
+    return f"{shown.pop()} in every arm" if len(shown) == 1 else "; ".join(f"{arm} {counts}" for arm, counts in by_arm.items())
+
+
+def _negatives(config: StudyConfig, runs: Sequence[PlannedRun], where: str) -> tuple[str, str]:
+    """A line for the checks, and what a report must say first. Raises ConfigError where runs that are compared differ."""
+    line = f"negatives a row: {negatives_text(runs)}"
+    compared = [[run for run in runs if run.pool_rows == size] for size in dict.fromkeys(run.pool_rows for run in runs)]
+    unequal = [members for members in compared if len({run.config.negatives_a_row for run in members}) > 1]
+    if not unequal:
+        return line, ""
+    found = _by_value(unequal[0], lambda run: f"{run.config.negatives_a_row:,}")
+    if not config.study.unequal_negatives:
+        rule = "runs are compared at equal numbers of negatives a row, which move quality more than the batch type does"
+        remedy = "Give every arm one sampler.pool_rows, or state study.unequal_negatives: true, which the report will say first."
+        raise ConfigError(describe(f"{where}: negatives a row", found, rule, remedy))
+    caution = f"Arms differ in the number of negatives that a row meets ({found}), so a difference between arms is not one of"
+    return line, f"{caution} batch types alone."
+
+
+def _equal(key: str, runs: Sequence[PlannedRun], config: StudyConfig, where: str) -> str:
+    values = {_shown(setting(run.config, key)) for run in runs}
+    if len(values) == 1:
+        return f"equal in all runs: {key} = {values.pop()}"
+    found = _by_value(runs, lambda run: _shown(setting(run.config, key)))
     if key in config.may_differ:
         return f"differs, as may_differ allows: {key} = {found}"
     rule = "runs are compared at equal values of this key"
     raise ConfigError(describe(f"{where}: {key}", found, rule, f"Make them equal, or add {key} to may_differ."))
+
+
+def _by_value(runs: Sequence[PlannedRun], value: Callable[[PlannedRun], str]) -> str:
+    """`64 (a, b); 32 (c)`: each value with the arms (of which model) that have it."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for run in runs:
+        names[value(run)].append(f"{run.model}.{run.arm}" if run.model else run.arm)
+    return "; ".join(f"{shown} ({', '.join(dict.fromkeys(arms))})" for shown, arms in names.items())
 
 
 def _sizes(runs: Sequence[PlannedRun], where: str) -> list[str]:
@@ -261,7 +313,7 @@ def _sizes(runs: Sequence[PlannedRun], where: str) -> list[str]:
 
 def _varied(runs: Sequence[PlannedRun]) -> list[str]:
     """One line for each arm: the settings in which it isn't like the others."""
-    first = [run for run in runs if (run.model, run.data) == (runs[0].model, runs[0].data)]
+    first = [run for run in runs if run.panel == runs[0].panel]
     settings = {run.arm: flat(run.config.model_dump(mode="json", exclude={"run"})) for run in first}
     keys = dict.fromkeys(key for values in settings.values() for key in values)
     differing = [key for key in keys if len({_shown(values.get(key)) for values in settings.values()}) > 1]

@@ -12,15 +12,17 @@ from hybrid_scale.study.grid import Plan, PlannedRun, flat
 
 OF_THE_ARM = {
     *("sampler.arm", "sampler.alpha", "sampler.composition", "sampler.draws", "sampler.window_steps"),
-    *("sampler.mono_block_rows", "sampler.allow_same", "sampler.conflicts"),
+    *("sampler.allow_same", "sampler.conflicts"),
 }
 COST_ONLY = {"model.attention_implementation", "model.gradient_checkpointing", "loss.max_logits"}
 IN_THE_SCIENCE = {"training.max_steps", "evaluation.embedding_dtype"}
 """Of `training` and `evaluation`; the rest of them changes cost and bookkeeping only (runs.FREE)."""
 
 
-def _compared(key: str) -> bool:
+def _compared(key: str, unequal_negatives: bool) -> bool:
     """Whether runs that differ in this setting may not be compared by arm."""
+    if key == "sampler.pool_rows":  # decides how many negatives a row meets
+        return not unequal_negatives
     if key.startswith(("training.", "evaluation.")):
         return key in IN_THE_SCIENCE
     return key not in OF_THE_ARM and key not in COST_ONLY
@@ -32,9 +34,10 @@ def groups(plan: Plan, configs: Sequence[RunConfig]) -> list[tuple[str, str]]:
     A group is named by its place on the axes `models` and `data`, then by every setting in which it differs from others and
     which that place doesn't explain: what an arm sets besides its batches, or what the run was really started with.
     """
+    unequal = plan.config.study.unequal_negatives and not plan.config.pool_rows
     tables = [flat(config.model_dump(mode="json", exclude={"run"})) for config in configs]
     planned = [flat(run.config.model_dump(mode="json", exclude={"run"})) for run in plan.runs]
-    keys = dict.fromkeys(key for table in tables for key in table if _compared(key))
+    keys = dict.fromkeys(key for table in tables for key in table if _compared(key, unequal))
     varied = [key for key in keys if len({json.dumps(table.get(key)) for table in tables}) > 1]
     of_axes = {kind: _set_by(plan, kind) for kind in ("models", "data")}
     labels = []

@@ -55,6 +55,8 @@ class StudySettings(Section):
     name: Name
     directory: str
     """Home of the runs (`runs/ID/`), the tables and the report; relative to the working directory, as `run.directory` is."""
+    unequal_negatives: bool = False
+    """Allow comparable runs whose rows meet different numbers of negatives; the report then says so before its first number."""
 
 
 class Resources(Section):
@@ -116,8 +118,17 @@ class JobOptions(Section):
     time: SlurmTime | None = None
     cpus_per_node: Positive | None = None
     memory: SlurmMemory | None = None
+    gpu_type: str | None = None
+    """As the site calls it: `a100` gives --gpus-per-node=a100:8 or --gres=gpu:a100:8."""
     sbatch: Annotated[tuple[str, ...], AfterValidator(_not_ours)] = ()
     """Any other options, one argument each: [--exclusive, --reservation=x]."""
+
+
+class ModelJobs(JobOptions):
+    """What the jobs of one model ask for; what `train` and `evaluate` state themselves wins, null included."""
+
+    train: JobOptions = JobOptions()
+    evaluate: JobOptions = JobOptions()
 
 
 class Site(JobOptions):
@@ -126,9 +137,10 @@ class Site(JobOptions):
     train: JobOptions = JobOptions()
     evaluate: JobOptions = JobOptions()
     collect: JobOptions = JobOptions()
+    models: dict[Name, ModelJobs] = Field(default_factory=dict)
+    """By name on the study's axis `models`: what its jobs ask for, where sizes need different machines. It wins over all
+    above and over the `resources` that the study gives the model."""
     ask_for_gpus: Literal["gpus-per-node", "gres"] = "gpus-per-node"
-    gpu_type: str | None = None
-    """As the site calls it: `a100` gives --gpus-per-node=a100:8 or --gres=gpu:a100:8."""
     setup: str = ""
     """Shell commands that make `accelerate` available: module load ...; source .venv/bin/activate."""
     container: str = ""
@@ -144,7 +156,10 @@ class Site(JobOptions):
 
 
 class StudyConfig(Section):
-    """One study, whole. Its axes are `models`, `data`, `arms`, `alpha` and `seeds`. Unknown keys are `ConfigError`s."""
+    """One study, whole. Its axes are `models`, `data`, `arms`, `alpha`, `pool_rows` and `seeds`.
+
+    Unknown keys are `ConfigError`s.
+    """
 
     study: StudySettings
     base: str | dict[str, Any]
@@ -158,6 +173,9 @@ class StudyConfig(Section):
     arms: Annotated[tuple[ArmSettings, ...], Field(min_length=1)]
     alpha: tuple[Share, ...] = ()
     """Every arm of the type `hybrid` that doesn't set its own alpha becomes one arm for each of these."""
+    pool_rows: tuple[Positive, ...] = ()
+    """Sizes of the contrastive pools: every arm is trained with each of them. Runs of two sizes are never compared by arm, as
+    their rows meet different numbers of negatives. None: the base's."""
     seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = (0,)
     evaluate: tuple[str, ...] = ()
     """Prepared retrieval sets scored after the training, each run in a job of its own, besides the base's `data.evaluate`,

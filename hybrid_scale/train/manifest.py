@@ -38,7 +38,7 @@ def started(config: RunConfig, data: TrainingData) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
         "data": {"directory": config.data.train, "fingerprint": data.pairs.fingerprint},
-        "batches": data.sampler.describe(),
+        "batches": {**data.sampler.describe(), "negatives a row": config.negatives_a_row},
     }
 
 

@@ -102,6 +102,7 @@ def describe_run(settled: Settled, data: TrainingData, world: int) -> str:
     lines = {
         **{key: value for key, value in described.items() if not isinstance(value, dict)},
         **{f"{name} pool": value for name, value in described["pools"].items()},  # type: ignore[attr-defined]
+        "negatives a row": _negatives(config),
         "steps per epoch": described["steps per epoch of each stream"],
         "ranks, ZeRO stage, ranks that share a copy": f"{world}, {stage}, {group or (world if stage == 3 else 1)}",
         "micro-batches a rank and schedule, first steps": [f"{step.plan.rounds} {step.plan.schedule}" for step in first],
@@ -114,6 +115,11 @@ def describe_run(settled: Settled, data: TrainingData, world: int) -> str:
         **{f"bytes a rank: {name}": f"{value:,.0f}" for name, value in size.items()},
     }
     return "\n".join(f"  {key:<48} {value}" for key, value in lines.items())
+
+
+def _negatives(config: RunConfig) -> str:
+    most = "up to " if config.sampler.conflicts == "mask" or config.loss.false_negative_margin is not None else ""
+    return f"{most}{config.negatives_a_row:,}"
 
 
 def _cut_share(config: RunConfig, data: TrainingData) -> str:

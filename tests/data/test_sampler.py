@@ -1,13 +1,14 @@
 """The sampler against counts, brute-force rules and itself."""
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid_scale.config import SamplerSettings
+from hybrid_scale.config import RunConfig, SamplerSettings
 from hybrid_scale.data.sampler import GlobalBatch, HybridSampler
 from hybrid_scale.data.shuffle import draw, shuffled
 from hybrid_scale.errors import ConfigError
@@ -22,7 +23,9 @@ def data(tmp_path_factory):
 
 
 def settings_of(**changes) -> SamplerSettings:
-    return SamplerSettings(**{"global_batch": 24, "mono_block_rows": 6, **changes})
+    rows = changes.get("global_batch", 24)
+    pool = rows if changes.get("composition") == "scheduled" else 6
+    return SamplerSettings(**{"global_batch": rows, "pool_rows": pool, **changes})
 
 
 def rows_by_pool(batch: GlobalBatch) -> list[tuple[str, np.ndarray, np.ndarray]]:
@@ -53,10 +56,11 @@ def test_draws_visit_everything_once_an_epoch():
 @pytest.mark.parametrize("composition", ["composed", "scheduled"])
 def test_batch_types_are_those_of_the_paper(data, arm, composition):
     sampler = HybridSampler(data, settings_of(arm=arm, composition=composition), seed=3)
-    seen = set()
+    seen, several = set(), []
     for step in range(40):
         batch = sampler.batch(step)
         assert len(batch.query_rows) == 24
+        assert batch.pools == batch.pools[:1] or composition == "composed"
         for name, queries, passages in rows_by_pool(batch):
             seen.add(name)
             query_lang, passage_lang = data.query_lang[queries], data.passage_lang[passages]
@@ -65,7 +69,7 @@ def test_batch_types_are_those_of_the_paper(data, arm, composition):
                 assert (query_lang != passage_lang).all()
             elif name == "mixed":
                 assert (query_lang == passage_lang).all()
-                assert len(set(query_lang)) > 1
+                several.append(len(set(query_lang)) > 1)
             else:
                 language = data.languages.index(name.removeprefix("mono:"))
                 assert (query_lang == language).all()
@@ -77,13 +81,16 @@ def test_batch_types_are_those_of_the_paper(data, arm, composition):
         "mixed": {"mixed"},
     }
     assert seen == expected[arm]
+    assert np.mean(several or [True]) > 0.95  # six rows of three languages are of one by chance in 0.4 % of pools
 
 
 def test_composed_ratio_is_exact_in_every_batch(data):
     sampler = HybridSampler(data, settings_of(alpha=0.75), seed=0)
     for step in range(50):
-        rows = Counter(name.partition(":")[0] for name, queries, _ in rows_by_pool(sampler.batch(step)) for _ in queries)
+        pools = rows_by_pool(sampler.batch(step))
+        rows = Counter(name.partition(":")[0] for name, queries, _ in pools for _ in queries)
         assert rows == {"mono": 18, "cross": 6}
+        assert [len(queries) for _, queries, _ in pools] == [6, 6, 6, 6]
 
 
 def test_scheduled_quota_is_exact_in_every_window(data):
@@ -111,6 +118,54 @@ def test_a_batch_depends_on_the_step_alone(data, step, seed, composition):
     assert a.pools == b.pools
     for name in ("query_rows", "passage_rows", "row_column", "column_text", "passages", "queries"):
         assert np.array_equal(getattr(a, name), getattr(b, name))
+
+
+@pytest.mark.parametrize("hard", [0, 2])
+@pytest.mark.parametrize("composition", ["composed", "scheduled"])
+def test_every_row_of_every_arm_meets_equally_many_negatives(tmp_path, composition, hard):
+    """Counted column by column: all columns of a row's pool but those of its own family, which are no negatives of it."""
+    data = parallel(tmp_path / "train", negatives=4)
+    arms = [("mono", 0.5), ("cross", 0.5), ("mixed", 0.5), ("hybrid", 0.25), ("hybrid", 0.5), ("hybrid", 0.75)]
+    counted = Counter()
+    for arm, alpha in arms:
+        chosen = settings_of(arm=arm, alpha=alpha, composition=composition, hard_negatives=hard)
+        sampler = HybridSampler(data, chosen, seed=2)
+        for step in range(10):
+            batch = sampler.batch(step)
+            assert set(np.diff(batch.row_offsets)) == {chosen.pool_rows}
+            for pool, (start, end) in enumerate(pairwise(batch.row_offsets)):
+                columns = slice(batch.column_offsets[pool], batch.column_offsets[pool + 1])
+                drawn = batch.column_family[columns][~batch.column_is_hard[columns]]
+                for row in range(start, end):
+                    counted[int((drawn != batch.row_family[row]).sum())] += 1
+    assert counted == {(24 if composition == "scheduled" else 6) - 1: 24 * 10 * len(arms)}
+
+
+def test_negatives_a_row_are_those_of_the_loss(tmp_path):
+    """What the config states is what the loss's own mask lets through, in-batch and with hard negatives alone."""
+    data = parallel(tmp_path / "train", negatives=4)
+    for hard in (0, 1, 3):
+        for denominator in ("in_batch", "hard_only") if hard else ("in_batch",):
+            config = RunConfig.model_validate(
+                {
+                    "data": {"train": "unread"},
+                    "model": {"base": "unread"},
+                    "training": {"max_steps": 1},
+                    "loss": {"denominator": denominator},
+                    "sampler": {"global_batch": 24, "pool_rows": 6, "hard_negatives": hard},
+                }
+            )
+            batch = HybridSampler(data, config.sampler, seed=0).batch(3)
+            held = Counter()
+            for pool, (start, end) in enumerate(pairwise(batch.row_offsets)):
+                columns = slice(batch.column_offsets[pool], batch.column_offsets[pool + 1])
+                for row in range(start, end):
+                    negative = np.ones(columns.stop - columns.start, bool)
+                    negative[batch.row_column[row] - columns.start] = False
+                    if denominator == "hard_only":
+                        negative &= batch.column_is_hard[columns]
+                    held[int(negative.sum())] += 1
+            assert max(held) == config.negatives_a_row
 
 
 @pytest.mark.parametrize("arm", ["mono", "cross", "hybrid", "mixed"])
@@ -141,7 +196,7 @@ def test_cross_pairs_cover_every_ordered_pair(data):
     sampler = HybridSampler(data, settings_of(arm="cross"), seed=1)
     stream = sampler.streams["cross"]
     assert sum(s.size for s in stream.strata) == 120 * 6
-    pools = [stream.pool(i) for i in range(720 // 24)]
+    pools = [stream.pool(i) for i in range(720 // 6)]
     pairs = {(int(q), int(p)) for queries, passages in pools for q, p in zip(queries, passages, strict=True)}
     brute = {
         (q, p)
@@ -169,7 +224,7 @@ def test_partners_equal_brute_force_on_ragged_groups(tmp_path):
         for i, lang in enumerate(rng.choice(LANGUAGES, rng.integers(1, 5)))
     ]
     data = pairs_from(rows, tmp_path / "train")
-    sampler = HybridSampler(data, settings_of(arm="cross", global_batch=2, mono_block_rows=1, conflicts="mask"), seed=0)
+    sampler = HybridSampler(data, settings_of(arm="cross", global_batch=2, pool_rows=1, conflicts="mask"), seed=0)
     found = set()
     for stratum in sampler.streams["cross"].strata:
         queries, passages = stratum.elements(np.arange(stratum.size))
@@ -211,7 +266,7 @@ def test_hard_negatives_are_columns_of_the_pool(tmp_path):
 
 
 def test_a_text_in_two_pools_is_embedded_once(data):
-    """120 groups x 3 languages and 18 mono rows: over some steps a passage is in a mono and in the cross pool."""
+    """120 groups x 3 languages and 12 mono rows: over some steps a passage is in a mono and in a cross pool."""
     sampler = HybridSampler(data, settings_of(alpha=0.5), seed=0)
     batches = [sampler.batch(step) for step in range(30)]
     assert any(len(batch.passages) < len(batch.column_text) for batch in batches)
@@ -234,11 +289,11 @@ def configurations(draw_one) -> SamplerSettings:
     common = {"language_weights": weights, "draws": draws, "languages": languages}
     window = draw_one(st.integers(1, 12))
     if draw_one(st.booleans()):
-        block, blocks, cross = draw_one(st.integers(1, 9)), draw_one(st.integers(0, 4)), draw_one(st.integers(1, 20))
-        rows = block * blocks + cross
-        ratio = {"global_batch": rows, "mono_block_rows": block, "alpha": block * blocks / rows}
+        rows, mono, cross = draw_one(st.integers(1, 20)), draw_one(st.integers(0, 4)), draw_one(st.integers(1, 4))
+        ratio = {"global_batch": rows * (mono + cross), "pool_rows": rows, "alpha": mono / (mono + cross)}
         return settings_of(**common, **ratio, window_steps=window)
-    ratio = {"global_batch": draw_one(st.integers(1, 20)), "alpha": draw_one(st.integers(0, window)) / window}
+    rows = draw_one(st.integers(1, 20))
+    ratio = {"global_batch": rows, "pool_rows": rows, "alpha": draw_one(st.integers(0, window)) / window}
     return settings_of(**common, **ratio, composition="scheduled", window_steps=window)
 
 

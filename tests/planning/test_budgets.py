@@ -123,7 +123,7 @@ def test_more_memory_never_gives_a_slower_plan() -> None:
 
 def test_small_batches_get_room_for_uneven_steps() -> None:
     """64 rows: a step's tokens vary by a fifth, so a direct schedule is planned with more room than their mean."""
-    small = config(sampler={"global_batch": 64, "mono_block_rows": 16}, model={"base": "Qwen/Qwen2.5-0.5B"}, training=AUTO)
+    small = config(sampler={"global_batch": 64, "pool_rows": 16}, model={"base": "Qwen/Qwen2.5-0.5B"}, training=AUTO)
     plan = plan_run(small, make_cluster("h100", 1, 1), TEXTS)
     kept = plan.config.training.max_kept_tokens
     assert kept is not None

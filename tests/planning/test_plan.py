@@ -65,7 +65,7 @@ def test_seconds_of_a_step_by_hand() -> None:
 def config(**sections: dict[str, Any]) -> RunConfig:
     tree: dict[str, Any] = {
         "data": {"train": "none"},
-        "sampler": {"global_batch": 1024, "mono_block_rows": 128},
+        "sampler": {"global_batch": 1024, "pool_rows": 128},
         "model": {"base": "meta-llama/Llama-3.1-70B", "quantization": "nf4"},
         "training": {"max_steps": 100, "deepspeed": str(ROOT / "ds_configs/zero_auto.json"), "shard_group": "auto"},
     }
@@ -162,7 +162,7 @@ def test_what_does_not_fit_says_why_and_what_would() -> None:
     assert alone is not None
     assert alone[0] == "4 nodes"
     model = {"base": "llama-3.1-405b", "quantization": "none", "lora": None, "dtype": "float32"}
-    huge = config(sampler={"global_batch": 128, "mono_block_rows": 64}, model=model)
+    huge = config(sampler={"global_batch": 128, "pool_rows": 64}, model=model)
     assert nearest_fit(huge, make_cluster("4090", 1, 1), TEXTS) is None
 
 
@@ -224,7 +224,7 @@ def test_text_lengths_come_from_the_prepared_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "cluster", "message"),
     [
-        ({"sampler": {"global_batch": 4, "mono_block_rows": 1}}, {}, "global_batch: found 4; 8 ranks need at least a row each"),
+        ({"sampler": {"global_batch": 4, "pool_rows": 1}}, {}, "global_batch: found 4; 8 ranks need at least a row each"),
         ({"training": {"shard_group": 3}}, {}, "shard_group: found 3; must divide the 8 ranks"),
         ({"training": {"shard_group": None}}, {}, 'shard_group: found None; .*leaves "stage" to it'),
         (

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from hybrid_scale.errors import ConfigError
-from hybrid_scale.study.grid import plan_study
+from hybrid_scale.study.grid import negatives_by_arm, plan_study
+from hybrid_scale.study.groups import groups
 from tests.study.fabricate import BASE, write_study
 
 
@@ -78,6 +79,54 @@ def test_a_study_may_allow_a_difference(tmp_path: Path) -> None:
     assert "training rows of a run (global batch x steps): 640 or 1,280" in plan.checks
 
 
+def test_arms_with_unequal_negatives_are_refused_with_their_numbers(tmp_path: Path) -> None:
+    """One pool of the whole batch for the cross arm, as `composed` batches once had: 63 negatives a row against 15."""
+    unequal = arms(**{"sampler.pool_rows": 64})
+    with pytest.raises(
+        ConfigError, match=r"study\.yaml: negatives a row: found '15 \(a\); 63 \(b\)'; runs are compared at equal numbers"
+    ):
+        plan_study(write_study(tmp_path, arms=unequal))
+    scheduled = arms(**{"sampler.composition": "scheduled", "sampler.pool_rows": 64})
+    with pytest.raises(
+        ConfigError, match=r"'15 \(a\); 63 \(b\)'.*one sampler\.pool_rows, or state study\.unequal_negatives: true"
+    ):
+        plan_study(write_study(tmp_path, arms=scheduled))
+    plan = plan_study(write_study(tmp_path, arms=unequal), ["study.unequal_negatives=true"])
+    assert plan.caution.startswith("Arms differ in the number of negatives that a row meets (15 (a); 63 (b))")
+    assert "negatives a row: a 15; b 63" in plan.checks
+
+
+def test_negatives_a_row_are_among_the_checks(tmp_path: Path) -> None:
+    plan = plan_study(write_study(tmp_path, overrides={"sampler.pool_rows": 32}))
+    assert "negatives a row: 31 in every arm" in plan.checks
+    assert plan.caution == ""
+    assert set(negatives_by_arm(plan.runs).values()) == {(31,)}
+
+
+def test_unequal_hard_negatives_are_unequal_negatives(tmp_path: Path) -> None:
+    mined = arms(**{"sampler.hard_negatives": 2})
+    with pytest.raises(ConfigError, match=r"negatives a row: found '15 \(a\); 47 \(b\)'"):
+        plan_study(write_study(tmp_path, arms=mined, may_differ=["sampler.hard_negatives"]))
+
+
+def test_pools_may_be_an_axis_and_are_never_compared_with_each_other(tmp_path: Path) -> None:
+    plan = plan_study(write_study(tmp_path, pool_rows=[8, 16], arms=KINDS, alpha=[0.25, 0.5], models=MODELS[:1], seeds=[0]))
+    assert [run.id for run in plan.runs[:3]] == [
+        "0.5b.mono.pool-8.seed-0",
+        "0.5b.mono.pool-16.seed-0",
+        "0.5b.hybrid-0.25.pool-8.seed-0",
+    ]
+    assert [run.config.negatives_a_row for run in plan.runs[:2]] == [7, 15]
+    assert plan.runs[1].panel == "model 0.5b, pools of 16"
+    assert "negatives a row: 7 or 15 in every arm" in plan.checks
+    labels = groups(plan, [run.config for run in plan.runs])
+    assert {label for label, _ in labels} == {f"model 0.5b, sampler.pool_rows = {size}" for size in (8, 16)}
+    with pytest.raises(ConfigError, match=r"the axes arm and pool_rows both set this key"):
+        plan_study(write_study(tmp_path, pool_rows=[8, 16], arms=arms(**{"sampler.pool_rows": 8})))
+    with pytest.raises(ConfigError, match=r"pool_rows: found 8; a size stands twice"):
+        plan_study(write_study(tmp_path, pool_rows=[8, 8]))
+
+
 MODELS = [
     {"name": "0.5b", "set": {"model.base": "Qwen/Qwen2.5-0.5B"}, "resources": {"gpus_per_node": 8}},
     {"name": "72b", "set": {"model.base": "Qwen/Qwen2.5-72B"}, "resources": {"nodes": 4, "gpus_per_node": 8, "time": "12:00:00"}},
@@ -87,7 +136,7 @@ KINDS = [{"name": name, "set": {"sampler.arm": name}} for name in ("mono", "hybr
 
 def test_axes_multiply_and_alpha_belongs_to_hybrid_arms(tmp_path: Path) -> None:
     fixed = {"name": "half", "set": {"sampler.arm": "hybrid", "sampler.alpha": 0.5}}
-    changes = {"models": MODELS, "arms": [*KINDS, fixed], "alpha": [0.25, 0.75], "overrides": {"sampler.mono_block_rows": 16}}
+    changes = {"models": MODELS, "arms": [*KINDS, fixed], "alpha": [0.25, 0.75], "overrides": {"sampler.pool_rows": 16}}
     plan = plan_study(write_study(tmp_path, **changes, resources={"cpus_per_node": 64}))
     assert len(plan.runs) == 2 * (1 + 2 + 1) * 2
     assert plan.arms == ("mono", "hybrid-0.25", "hybrid-0.75", "half")
@@ -152,7 +201,7 @@ def of_models(*settings: dict[str, object], **of_last: object) -> list[dict[str,
         ({"models": of_models({}, resources={"time": "1 day"})}, r"models\.0\.resources\.time: found '1 day'"),
         ({"models": [{"name": "a.mono"}], "data": [{"name": "b"}], "arms": KINDS}, None),
         ({"alpha": [0.5, 0.5]}, r"study\.yaml: alpha: found 0\.5; an alpha stands twice"),
-        ({"alpha": [0.3]}, r"arm 'hybrid-0\.3': sampler\.global_batch: found 64; alpha = 0\.3 needs a whole number"),
+        ({"alpha": [0.3]}, r"arm 'hybrid-0\.3': sampler\.alpha: found 0\.3; alpha must give a whole number of mono pools"),
         ({"evaluate": ["a/x", "b/x"]}, r"evaluate: found 'x'; two sets write one file"),
         ({"evaluate": ["other/xquad_r"]}, r"evaluate: found 'other/xquad_r'; the training scores data/xquad_r itself"),
         ({"site": {"partion": "gpu"}}, r"site\.partion: found 'gpu'; unknown key\. Did you mean 'partition'"),
@@ -170,9 +219,7 @@ def test_refuses_axes_that_dont_fit(tmp_path: Path, changes: dict[str, object], 
 def test_two_runs_with_one_id_are_refused(tmp_path: Path) -> None:
     models = [{"name": "a"}, {"name": "a.b", "set": {"model.base": "other"}}]
     arms = [{"name": "b.c", "set": {"sampler.arm": "mono"}}, {"name": "C", "set": {"sampler.arm": "cross"}}]
-    message = (
-        r"id: found 'a\.b\.C\.seed-0'; two runs have this id \(model a, data None, arm b\.c, seed 0; model a\.b, data None, arm C"
-    )
+    message = r"id: found 'a\.b\.C\.seed-0'; two runs have this id \(model a, arm b\.c, seed 0; model a\.b, arm C"
     with pytest.raises(ConfigError, match=message):
         plan_study(write_study(tmp_path, models=models, arms=arms, seeds=[0]))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hybrid_scale.config import read_yaml
-from hybrid_scale.study.grid import plan_study
+from hybrid_scale.study.grid import negatives_by_arm, plan_study
 from hybrid_scale.study.jobs.site import load_site, sbatch_options
 from hybrid_scale.study.settings import Site
 from tests.test_floors import ROOT
@@ -16,7 +16,12 @@ STUDIES = sorted(path for path in CONFIGS.glob("*.yaml") if "arms" in read_yaml(
 
 
 def test_these_are_the_studies() -> None:
-    assert [path.name for path in STUDIES] == ["quickstart.yaml", "study_miniature.yaml", "study_qwen2.5.yaml"]
+    assert [path.name for path in STUDIES] == [
+        "quickstart.yaml",
+        "study_miniature.yaml",
+        "study_pool_rows.yaml",
+        "study_qwen2.5.yaml",
+    ]
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -43,6 +48,19 @@ def test_the_missions_study() -> None:
     assert all(run.resources.gpus_per_node == 8 for run in plan.runs)
 
 
+def test_every_arm_of_every_study_meets_equally_many_negatives() -> None:
+    for path in STUDIES:
+        plan = plan_study(path)
+        assert plan.caution == ""
+        assert len(set(negatives_by_arm(plan.runs).values())) == 1, path.name
+
+
+def test_the_pool_size_ablation() -> None:
+    plan = plan_study(CONFIGS / "study_pool_rows.yaml")
+    assert (len(plan.runs), {run.pool_rows for run in plan.runs}) == (3 * 3 * 3, {32, 128, 512})
+    assert "negatives a row: 31 or 127 or 511 in every arm" in plan.checks
+
+
 def test_the_miniature_has_three_sizes_of_two_nodes() -> None:
     plan = plan_study(CONFIGS / "study_miniature.yaml")
     assert (len({run.model for run in plan.runs}), len(plan.runs)) == (3, 9)
@@ -56,4 +74,6 @@ def test_the_example_site_and_what_it_asks_for() -> None:
         sbatch_options(site, "train", resources)
     )
     assert "--constraint=h100" not in sbatch_options(site, "collect", resources)
+    assert {"--constraint=h200", "--qos=large"} <= set(sbatch_options(site, "train", resources, "72b"))
+    assert {"--constraint=h100", "--qos=normal"} <= set(sbatch_options(site, "evaluate", resources, "72b"))
     assert set(read_yaml(CONFIGS / "site_example.yaml")) == set(Site.model_fields), "it shows every setting"

@@ -24,7 +24,7 @@ def config_tree(folder: Path, **sections: dict[str, Any]) -> dict[str, Any]:
     tree: dict[str, dict[str, Any]] = {
         "run": {"directory": str(folder / "run"), "seed": 1},
         "data": {"train": str(folder / "train"), "max_query_tokens": 32, "max_passage_tokens": 64},
-        "sampler": {"global_batch": 16, "mono_block_rows": 4},
+        "sampler": {"global_batch": 16, "pool_rows": 4},
         "model": {"base": str(folder / "model"), "dtype": "float32", "gradient_checkpointing": False, "lora": {"rank": 4}},
         "loss": {"temperature": 0.05},
         "optimizer": {"learning_rate": 1e-3, "max_gradient_norm": 0.0},

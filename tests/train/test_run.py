@@ -220,7 +220,7 @@ def test_a_failure_is_recorded_with_its_reason(folder, tmp_path):
 
 
 def test_more_ranks_than_rows(folder):
-    config = make_config(folder, sampler={"global_batch": 4, "arm": "cross", "mono_block_rows": 1})
+    config = make_config(folder, sampler={"global_batch": 4, "arm": "cross", "pool_rows": 1})
     with pytest.raises(ConfigError, match=r"sampler.global_batch: found 4; 8 ranks need at least a row each"):
         open_training_data(config, 8)
 

@@ -175,7 +175,7 @@ def test_masked_conflicts_and_hard_negatives_equal_dense(tmp_path):
 
 def test_more_micro_batches_than_texts_are_filled_with_dummies(folder):
     """4 ranks, 2 rows: some ranks have nothing to embed, all call the engine equally often."""
-    sampler = {"global_batch": 4, "arm": "cross", "mono_block_rows": 4}
+    sampler = {"global_batch": 4, "arm": "cross", "pool_rows": 4}
     check(folder, 4, sampler=sampler, training={"max_tokens_per_micro_batch": 64})
 
 

@@ -128,6 +128,9 @@ def submit(plan: Plan, site: Site, again: bool = False, say: Say = print) -> Sub
     call goes on from there.
     """
     _refuse_elsewhere()
+    strangers = sorted(site.models.keys() - {run.model for run in plan.runs})
+    if strangers:
+        say(f"The site's `models` names {', '.join(strangers)}, which this study doesn't have: nothing is asked for by that.")
     with only_one(plan.directory) as lock:
         found = known(plan, must_answer=True)
         views = look(found)
@@ -293,7 +296,7 @@ class Submission:
             f"--output={home / f'slurm-{kind}-%j.log'}",
             dependency(after, jobs),
             *(["--kill-on-invalid-dep=yes"] if jobs else []),
-            *sbatch_options(self.site, kind, resources),
+            *sbatch_options(self.site, kind, resources, run.model if run else None),
         ]
         env = environment(self.site, resources) | ({"HS_RUN_DIRECTORY": str(run.directory)} if run else {})
         try:

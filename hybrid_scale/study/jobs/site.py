@@ -8,6 +8,11 @@ from hybrid_scale.config import read_yaml, validate
 from hybrid_scale.study.settings import JobOptions, Resources, Site
 
 Kind = Literal["train", "evaluate", "collect"]
+OPTIONS = {
+    **{key: key for key in ("partition", "account", "qos", "constraint", "time")},
+    **{"cpus-per-task": "cpus_per_node", "mem": "memory"},
+}
+"""Option of sbatch -> setting."""
 
 
 def load_site(path: Path) -> Site:
@@ -15,29 +20,46 @@ def load_site(path: Path) -> Site:
     return validate(Site, read_yaml(path), str(path))
 
 
-def sbatch_options(site: Site, kind: Kind, resources: Resources) -> list[str]:
-    """What a job asks for. A model's own resources win over the kind's section of the site, that over the site's head."""
-    own: JobOptions = getattr(site, kind)
+def sbatch_options(site: Site, kind: Kind, resources: Resources, model: str | None = None) -> list[str]:
+    """What a job of a model (its name on the study's axis) asks for.
+
+    The most special statement wins, null included: of the site on this model and kind, on this model; then the resources that
+    the study gives the model; then the site on this kind, and on all jobs.
+    """
+    special, general = _sections(site, kind, model)
+    given = resources if kind != "collect" else Resources(gpus_per_node=0)
+    of_study = {
+        "time": given.time if kind == "train" else None,
+        "cpus_per_node": given.cpus_per_node,
+        "memory": given.memory,
+    }
 
     def stated(key: str) -> Any:
-        return getattr(own if key in own.model_fields_set else site, key)
+        for section in special:
+            if key in section.model_fields_set:
+                return getattr(section, key)
+        if of_study.get(key) is not None:
+            return of_study[key]
+        return next((getattr(section, key) for section in general if key in section.model_fields_set), None)
 
-    given = resources if kind != "collect" else Resources(gpus_per_node=0)
     options = [f"--nodes={given.nodes if kind == 'train' else 1}", "--ntasks-per-node=1"]
     if given.gpus_per_node:
-        options.append(_gpus(site, given.gpus_per_node))
-    values = {key: stated(key) for key in ("partition", "account", "qos", "constraint")}
-    values |= {
-        "time": (given.time if kind == "train" else None) or stated("time"),
-        "cpus-per-task": given.cpus_per_node or stated("cpus_per_node"),
-        "mem": given.memory or stated("memory"),
-    }
-    return [*options, *(f"--{key}={value}" for key, value in values.items() if value is not None), *stated("sbatch")]
+        options.append(_gpus(site.ask_for_gpus, stated("gpu_type"), given.gpus_per_node))
+    values = {option: stated(key) for option, key in OPTIONS.items()}
+    return [*options, *(f"--{key}={value}" for key, value in values.items() if value is not None), *(stated("sbatch") or ())]
 
 
-def _gpus(site: Site, count: int) -> str:
-    kind = f"{site.gpu_type}:" if site.gpu_type else ""
-    return f"--gres=gpu:{kind}{count}" if site.ask_for_gpus == "gres" else f"--gpus-per-node={kind}{count}"
+def _sections(site: Site, kind: Kind, model: str | None) -> tuple[list[JobOptions], list[JobOptions]]:
+    """The site's sections that speak of the model, and those that speak of all models, the most special first."""
+    of_model = site.models.get(model) if model is not None and kind != "collect" else None
+    special = [] if of_model is None else [of_model.train if kind == "train" else of_model.evaluate, of_model]
+    own: JobOptions = getattr(site, kind)
+    return special, [own, site]
+
+
+def _gpus(ask: str, gpu_type: str | None, count: int) -> str:
+    kind = f"{gpu_type}:" if gpu_type else ""
+    return f"--gres=gpu:{kind}{count}" if ask == "gres" else f"--gpus-per-node={kind}{count}"
 
 
 def dependency(after: str, jobs: Sequence[str]) -> str:

@@ -65,7 +65,7 @@ def write_study(folder: Path) -> Path:
     tree["study"]["directory"] = str(folder / "out")
     tree["base"]["data"]["train"] = str(folder / "train")
     tree["base"]["training"].update(deepspeed=str(folder / "zero3.json"), max_steps=STEPS)
-    tree["base"]["sampler"].update(global_batch=32, mono_block_rows=4)
+    tree["base"]["sampler"].update(global_batch=32, pool_rows=4)
     tree["evaluate"] = [str(folder / "later")]
     tree["site"].update(account="lab", qos="normal", setup="echo set up by the site", container="nice -n 1", sbatch=["--nice=5"])
     tree["arms"] = [arm for arm in tree["arms"] if arm["name"] == "hybrid"]

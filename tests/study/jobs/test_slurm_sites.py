@@ -11,9 +11,9 @@ import pytest
 from hybrid_scale.errors import ConfigError, RunError
 from hybrid_scale.study.grid import Plan, plan_study
 from hybrid_scale.study.jobs.queue import cancel
-from hybrid_scale.study.jobs.site import load_site, sbatch_options
+from hybrid_scale.study.jobs.site import Kind, load_site, sbatch_options
 from hybrid_scale.study.jobs.slurm import SlurmError
-from hybrid_scale.study.settings import JobOptions, Resources, Site
+from hybrid_scale.study.settings import JobOptions, ModelJobs, Resources, Site
 from launch import study as study_door
 from tests.study.fabricate import finish, write_study
 from tests.study.jobs.fakeslurm import ALL, ARMS, MODELS, SITE, FakeSlurm, said_of, words
@@ -62,6 +62,46 @@ def test_the_exact_options_of_each_kind_of_job() -> None:
         "--ntasks-per-node=1",
         "--gpus-per-node=2",
     ]
+
+
+BY_MODEL = Site(
+    partition="gpu",
+    constraint="a100",
+    sbatch=("--exclusive",),
+    gpu_type="a100",
+    evaluate=JobOptions(qos="short"),
+    models={
+        "7b": ModelJobs(qos="wide"),
+        "72b": ModelJobs(
+            partition="big",
+            constraint="h100",
+            gpu_type="h100",
+            sbatch=("--reservation=r",),
+            train=JobOptions(time="2-00:00:00"),
+            evaluate=JobOptions(constraint=None, gpu_type="h200", qos="long"),
+        ),
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "expected"),
+    [
+        ("0.5b", "train", "--gpus-per-node=a100:8 --partition=gpu --constraint=a100 --time=12:00:00 --exclusive"),
+        ("0.5b", "evaluate", "--gpus-per-node=a100:8 --partition=gpu --qos=short --constraint=a100 --exclusive"),
+        ("7b", "evaluate", "--gpus-per-node=a100:8 --partition=gpu --qos=wide --constraint=a100 --exclusive"),
+        ("72b", "train", "--gpus-per-node=h100:8 --partition=big --constraint=h100 --time=2-00:00:00 --reservation=r"),
+        ("72b", "evaluate", "--gpus-per-node=h200:8 --partition=big --qos=long --reservation=r"),
+        (None, "train", "--gpus-per-node=a100:8 --partition=gpu --constraint=a100 --time=12:00:00 --exclusive"),
+    ],
+)
+def test_sizes_may_need_different_machines(model: str | None, kind: Kind, expected: str) -> None:
+    given = Resources(gpus_per_node=8, time="12:00:00")
+    assert sbatch_options(BY_MODEL, kind, given, model) == ["--nodes=1", "--ntasks-per-node=1", *expected.split()]
+
+
+def test_the_report_is_asked_for_as_the_site_says_whatever_the_models_need() -> None:
+    assert "--partition=gpu" in sbatch_options(BY_MODEL, "collect", Resources(), "72b")
 
 
 @pytest.mark.parametrize(
