@@ -1,8 +1,8 @@
 """A study file -> the list of its runs, each a checked RunConfig with a stable id.
 
-A run is a point of the axes models x data x arms (x alpha) x pool_rows x seeds over one base config; its id is made of their names alone, so
-that a value more leaves the other runs as they are. All runs are validated and compared before anything starts. Knows nothing of
-launching, results or time.
+A run is a point of the axes models x data x arms (x alpha) x pool_rows x seeds over one base config; its id is made of their
+names alone, so that a value more leaves the other runs as they are. All runs are validated and compared before anything starts.
+Knows nothing of launching, results or time.
 """
 
 import itertools

@@ -164,7 +164,7 @@ def test_every_arm_equals_dense(folder, arm):
 
 
 def test_scheduled_batches_equal_dense(folder):
-    check(folder, 2, sampler={"composition": "scheduled"})
+    check(folder, 2, sampler={"composition": "scheduled", "pool_rows": 16})
 
 
 def test_masked_conflicts_and_hard_negatives_equal_dense(tmp_path):
