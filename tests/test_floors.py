@@ -22,7 +22,7 @@ PLANNING = tuple(
     for name in ("architecture", "hardware", "zero", "costs", "speed", "forecast", "search", "planner", "table")
 )
 """In their order: each may import those before it."""
-PLAIN = ("errors", "config", "runs", *PLANNING, "statistics")
+PLAIN = ("errors", "config", "runs", *PLANNING, "statistics", "pages")
 """The ground without torch."""
 GROUND = (*PLAIN, "gpu", "dist", "checkpoints")
 MATERIALS = (*GROUND, "data", "model")
@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dist": ("errors", "config", "gpu"),
     "checkpoints": ("errors", "config", "runs", "dist"),
     "statistics": ("errors",),
+    "pages": ("pages",),
     "data": (*GROUND, "data"),
     "model": (*GROUND, "model"),
     "train": (*MATERIALS, "train"),
@@ -316,8 +317,8 @@ def write_tree(root: Path, **sources: str) -> list[Module]:
         ("planning__costs", "import hybrid_scale.planning.speed", "'planning.costs' may not import hybrid_scale.planning.speed"),
         (
             "study__jobs__queue",
-            "import hybrid_scale.study.report.svg",
-            "'study.jobs' may not import hybrid_scale.study.report.svg",
+            "import hybrid_scale.study.report.plots",
+            "'study.jobs' may not import hybrid_scale.study.report.plots",
         ),
         ("config", "from hybrid_scale import runs", "'config' may not import hybrid_scale"),
         ("train__loop", "from launch.train import main", "'train' may not import launch.train"),

@@ -1,4 +1,4 @@
-"""The corpus of a trade-off study, read in blocks: wherever its vectors lie, no copy of all of them is made.
+"""The corpus of an index compression study, read in blocks: wherever its vectors lie, no copy of all of them is made.
 
 Knows no index, no judgment and no rank.
 

@@ -1,34 +1,48 @@
-"""A trade-off study as files: tradeoff.json, tradeoff.csv and a page (tradeoff.html) with plots and a table, complete in itself.
+"""A study of index compression as files: tradeoff.json, tradeoff.csv and a page (tradeoff.html) that is complete in itself.
 
 Knows nothing of indexes: it shows what `tradeoff.finished` gives.
 """
 
 import csv
 import io
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from hybrid_scale.pages import svg
+from hybrid_scale.pages.names import Name, write_names
+from hybrid_scale.pages.page import template
+from hybrid_scale.pages.parts import Cell, Plot, Row, Table, Tone
+from hybrid_scale.retrieval.tradeoff.findings import counted, finding, names, whole
 from hybrid_scale.runs import write_json, write_text
 
-COLOURS = {"front": "#0068a8", "overlaps": "#7a6200", "behind": "#8a929b"}
-MEANING = {
-    "front": "on the front: nothing else is at least as good in quality, bytes and query time",
-    "overlaps": "behind it, but its interval overlaps those of all that beat it",
-    "behind": "behind it",
+TEMPLATE = Path(__file__).with_name("tradeoff.html.j2")
+WIDTH, HEIGHT, TEXT = 470, 420, 13
+COLOURS = {"front": svg.ARM_COLOURS[0], "overlaps": svg.ARM_COLOURS[4], "behind": svg.MUTED}
+TONES: dict[str, Tone] = {"equivalent": "good", "better": "good", "worse": "bad", "not shown": "open", "not judged": "plain"}
+COSTS = (("bytes", "measured", "bytes a vector"), ("query", "cpu_ms", "CPU milliseconds a query"))
+WORDS = {
+    "equivalent": "shown to differ from the exact list by less than the margin: two one-sided tests, p at most 0.05 "
+    "after Holm over all indexes",
+    "worse, better": "shown to differ from the exact list, though not by less than the margin: sign-flip test over "
+    "questions, p at most 0.05 after Holm over all indexes",
+    "not shown": "neither of these: more questions would be needed to tell",
+    "not judged": "the margin is too large a share of the score for a difference within it to be small",
+    "exact list": "the certified nearest passages of every query, without any index",
+    "front": "nothing else is at least as good in quality, bytes and query time",
+    "overlaps": "behind the front, but its interval overlaps those of all that beat it",
+    "behind": "behind the front",
 }
-COSTS = {"bytes a vector": ("bytes", "measured"), "CPU milliseconds a query": ("query", "cpu_ms")}
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1c2128 }}
-table {{ border-collapse: collapse }} th, td {{ padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #d8dee5 }}
-th:first-child, td:first-child {{ text-align: left }} svg {{ max-width: 100%; height: auto }}
-</style></head><body><h1>{title}</h1><p>{facts}</p>{body}</body></html>
-"""
+ABOUT = {
+    "ndcg": "nDCG@10: gain of the relevant passages among the first ten, the lower the later they stand, divided by "
+    "that of the best possible order (0 to 1, higher is better).",
+    "map": "mAP@k: mean over queries of the average precision of the returned list of k passages; a relevant passage "
+    "beyond it earns nothing (0 to 1, higher is better).",
+}
 
 
 def write(directory: Path, result: dict[str, Any]) -> None:
@@ -39,23 +53,23 @@ def write(directory: Path, result: dict[str, Any]) -> None:
     write_text(directory / "tradeoff.html", as_page(result))
 
 
-def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """One flat row a point and measure."""
+def rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One flat row a point and metric."""
     k = result["options"]["k"]
     return [
         {
-            **{"task": result["task"], "variant": point["name"], "measure": measure, f"recall@{k}": point[f"recall@{k}"]},
+            **{"set": result["task"], "variant": point["name"], "metric": metric, f"recall@{k}": point[f"recall@{k}"]},
             **quality,
             **{"bytes_measured": point["bytes"]["measured"], "bytes_formula": point["bytes"]["formula"]},
             **{f"build_{clock}": value for clock, value in point["build"].items()},
             **{f"query_{clock}": value for clock, value in point["query"].items()},
         }
         for point in result["points"]
-        for measure, quality in point["quality"].items()
+        for metric, quality in point["quality"].items()
     ]
 
 
-def as_csv(result: dict[str, Any]) -> str:
+def as_csv(result: Mapping[str, Any]) -> str:
     flat = rows(result)
     text = io.StringIO(newline="")
     if flat:
@@ -65,88 +79,142 @@ def as_csv(result: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def as_page(result: dict[str, Any]) -> str:
-    """The page: a plot per measure and cost, one table a measure, what was refused."""
+# ----------------------------------------------------------------------------------------------------------------- page
+
+
+def as_page(result: Mapping[str, Any]) -> str:
+    """The first metric's finding, figure and table first; the rest, what was refused and the words as details."""
     options = result["options"]
     facts = (
-        f"{result['passages']:,} passages of {result['dimensions']} dimensions, {result['queries']:,} queries "
-        f"({result['questions']:,} questions: the unit of all intervals), {options['threads']} thread(s). "
-        f"Intervals {options['level']:.0%}; equivalent: TOST with margin {options['margin']}."
+        f"{result['passages']:,} passages of {result['dimensions']} dimensions, {result['queries']:,} queries of "
+        f"{result['questions']:,} questions, the unit of all intervals ({options['level']:.0%}); {options['threads']} "
+        f"{'thread' if options['threads'] == 1 else 'threads'}."
     )
-    parts = [f"<p>{_legend()}</p>"]
-    for measure in result["certified"]:
-        parts += [f"<h2>{escape(measure)}</h2>", plot(result, measure), _table(result, measure)]
-    if result["refused"]:
-        items = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in result["refused"].items())
-        parts.append(f"<h2>Not run</h2><ul>{items}</ul>")
-    return PAGE.format(title=f"Index trade-off: {escape(result['task'])}", facts=escape(facts), body="\n".join(parts))
+    metrics = [_metric(result, metric) for metric in result["certified"]]
+    look = {"arm_colours": svg.ARM_COLOURS, "size_colours": svg.SIZE_COLOURS}
+    shown = {"task": result["task"], "refused": result["refused"], "words": WORDS.items()}
+    return template(TEMPLATE).render(facts=facts, metrics=metrics, **shown, **look)
 
 
-def _legend() -> str:
-    return "; ".join(f'<b style="color:{COLOURS[state]}">{state}</b>: {meaning}' for state, meaning in MEANING.items())
+def _metric(result: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """One metric's part of the page."""
+    return {
+        "label": names(metric),
+        "about": ABOUT.get(metric.partition("@")[0], ""),
+        "finding": finding(result, metric),
+        "counted": counted(result, metric),
+        "plots": list(_plots(result, metric)),
+        "table": _table(result, metric),
+        "numbers": _numbers(result, metric),
+    }
 
 
-def plot(result: dict[str, Any], measure: str) -> str:
-    """Inline SVG: the difference from the exact list with its interval against each cost; linear within the margin, then log."""
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    for axes, (label, (part, key)) in zip(figure.subplots(1, len(COSTS), sharey=True), COSTS.items(), strict=True):
-        _draw(axes, result["points"], measure, label, part, key)
-        margin = result["options"]["margin"]
-        axes.set_yscale("symlog", linthresh=margin)
-        axes.axhspan(-margin, margin, color="#0068a8", alpha=0.08)
-    figure.axes[0].set_ylabel(f"{measure}, variant - exact")
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    whole = text.getvalue()
-    return whole[whole.index("<svg") :]
-
-
-def _draw(axes: Axes, points: Sequence[dict[str, Any]], measure: str, label: str, part: str, key: str) -> None:
-    for point in points:
-        quality, cost = point["quality"][measure], point[part][key]
-        colour = COLOURS[quality["pareto"]]
-        spread = [[max(0.0, quality["difference"] - quality["low"])], [max(0.0, quality["high"] - quality["difference"])]]
-        axes.errorbar([cost], [quality["difference"]], yerr=spread, fmt="o", color=colour, markersize=4, linewidth=1)
-        axes.annotate(
-            point["name"],
-            (cost, quality["difference"]),
-            (4, 3),
-            textcoords="offset points",
-            fontsize=7,
-            color=colour,
-            rotation=30,
+def _table(result: Mapping[str, Any], metric: str) -> Table:
+    """The verdict beside the metric, then what the index costs."""
+    heads = ("index", names(metric), "bytes", "CPU ms", "place")
+    notes = ("", "minus exact [95 %]", "a vector", "a query", "")
+    body = tuple(
+        Row(
+            (
+                Cell(point["name"]),
+                _judged(point["quality"][metric]),
+                Cell(f"{point['bytes']['measured']:,.0f}"),
+                Cell(f"{point['query']['cpu_ms']:.3f}"),
+                Cell(point["quality"][metric]["pareto"]),
+            )
         )
-    axes.set_xscale("log")
-    axes.set_xlabel(label)
-    axes.spines[["top", "right"]].set_visible(False)
+        for point in result["points"]
+    )
+    data = pd.DataFrame([row for row in rows(result) if row["metric"] == metric])
+    return Table(f"{_key(metric)}-table", f"{names(metric)} of each index", heads, body, data, notes)
 
 
-def _table(result: dict[str, Any], measure: str) -> str:
+def _judged(quality: Mapping[str, Any]) -> Cell:
+    detail = f"{quality['difference']:+.4f} [{quality['low']:+.4f}, {quality['high']:+.4f}]"
+    return Cell(f"{quality['value']:.4f}", tone=TONES[quality["verdict"]], verdict=quality["verdict"], detail=detail)
+
+
+def _numbers(result: Mapping[str, Any], metric: str) -> Table:
+    """What the first table leaves out."""
     k = result["options"]["k"]
-    quality = ("variant", f"recall@{k}", measure, "difference", "interval", "equivalent", "p (Holm)")
-    heads = (*quality, "bytes", "formula", "ms a query", "build s", "Pareto")
-    body = [_cells(point, measure, k) for point in result["points"]]
-    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in body]
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    heads = (
+        "index",
+        f"recall@{k}",
+        "p of a difference (Holm)",
+        "p of equivalence (Holm)",
+        "bytes by formula",
+        "times smaller",
+        "build s",
+    )
+    body = tuple(
+        Row(
+            (
+                Cell(point["name"]),
+                Cell(f"{point[f'recall@{k}']:.4f}"),
+                Cell(f"{point['quality'][metric]['p_holm']:.4f}"),
+                Cell(f"{point['quality'][metric]['tost_p_holm']:.4f}"),
+                Cell(f"{point['bytes']['formula']:,.0f}"),
+                Cell(f"{whole(result) / point['bytes']['measured']:.1f}"),
+                Cell(f"{point['build']['cpu_seconds']:.2f}"),
+            )
+        )
+        for point in result["points"]
+    )
+    data = pd.DataFrame([row for row in rows(result) if row["metric"] == metric])
+    return Table(f"{_key(metric)}-numbers", f"{names(metric)}: the other numbers", heads, body, data)
 
 
-def _cells(point: dict[str, Any], measure: str, k: int) -> list[str]:
-    quality = point["quality"][measure]
-    return [
-        point["name"],
-        f"{point[f'recall@{k}']:.4f}",
-        f"{quality['value']:.4f}",
-        f"{quality['difference']:+.4f}",
-        f"{quality['low']:+.4f} to {quality['high']:+.4f}",
-        "yes" if quality["equivalent"] else "not shown",
-        f"{quality['p_holm']:.4f}",
-        f"{point['bytes']['measured']:,.0f}",
-        f"{point['bytes']['formula']:,.0f}",
-        f"{point['query']['cpu_ms']:.3f}",
-        f"{point['build']['cpu_seconds']:.2f}",
-        quality["pareto"],
-    ]
+def _key(metric: str) -> str:
+    return metric.replace("@", "-")
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+
+
+def _plots(result: Mapping[str, Any], metric: str) -> Iterator[Plot]:
+    """The difference from the exact list with its interval against each cost; none where nothing ran."""
+    margin = result["options"]["margin"]
+    for part, key, label in COSTS if result["points"] else ():
+        name = f"{_key(metric)}-{part}"
+        title = f"{names(metric)} against {label}"
+        caption = (
+            "Difference from the exact list with its 95 % interval; linear within the margin of "
+            f"\N{PLUS-MINUS SIGN}{margin:g} (shaded), logarithmic beyond. To the left is cheaper. Named: the front."
+        )
+        with svg.canvas(WIDTH, HEIGHT, TEXT) as (figure, axes):
+            _draw(axes, result, metric, part, key)
+            axes.axhspan(-margin, margin, color=svg.ARM_COLOURS[0], alpha=0.08, linewidth=0)
+            axes.set_yscale("symlog", linthresh=margin)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.set(xlabel=f"{label} (logarithmic)", ylabel=f"{names(metric)} minus exact")
+            front = [point for point in result["points"] if point["quality"][metric]["pareto"] == "front"]
+            places = ((point["name"], point[part][key], point["quality"][metric]["difference"]) for point in front)
+            write_names(axes, [Name(text, x, y, COLOURS["front"]) for text, x, y in places])
+            drawn = svg.inline(figure, name, title, caption)
+        yield Plot(name, title, caption, drawn, _points(result, metric, part, key))
+
+
+def _draw(axes: Axes, result: Mapping[str, Any], metric: str, part: str, key: str) -> None:
+    for point in result["points"]:
+        quality, cost = point["quality"][metric], point[part][key]
+        colour = COLOURS[quality["pareto"]]
+        axes.plot([cost, cost], [quality["low"], quality["high"]], color=colour, linewidth=1.3, alpha=0.5)
+        axes.plot(cost, quality["difference"], "o", color=colour, markersize=6, markeredgecolor=svg.PAPER)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.06, y=0.08)
+
+
+def _points(result: Mapping[str, Any], metric: str, part: str, key: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"variant": point["name"], key: point[part][key]}
+            | {name: point["quality"][metric][name] for name in ("difference", "low", "high", "pareto")}
+            for point in result["points"]
+        ]
+    )
 
 
 def line(point: dict[str, Any], k: int) -> str:
@@ -154,7 +222,7 @@ def line(point: dict[str, Any], k: int) -> str:
     if "refused" in point:
         return f"{point['name']:22s} refused: {point['refused']}"
     qualities = "  ".join(
-        f"{name} {q['difference']:+.4f} [{q['low']:+.4f}, {q['high']:+.4f}]{' equivalent' if q['equivalent'] else ''}"
+        f"{name} {q['difference']:+.4f} [{q['low']:+.4f}, {q['high']:+.4f}] p of equivalence {q['tost_p']:.4f}"
         for name, q in point["quality"].items()
     )
     cost = f"{point['bytes']['measured']:7.0f} B  {point['query']['cpu_ms']:.3f} ms  build {point['build']['cpu_seconds']:.1f} s"

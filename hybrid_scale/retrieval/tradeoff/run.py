@@ -4,8 +4,10 @@ For each variant and k results a query:
     recall@k            share of the k returned passages that belong to the certified list, averaged over queries. A passage whose
                         canonical score reaches that of the list's last one belongs to it: ties aren't losses.
     ndcg@10, map@k      of the returned lists; a relevant passage beyond k earns nothing, in the certified list as well
-    difference          variant - certified of both, with a BCa interval (95 %), a sign-flip p value (Holm over the variants) and
-                        the TOST verdict, all clustered by parallel question and averaged over query languages
+    difference          variant - certified of both, with a BCa interval (95 %), a sign-flip p value and that of TOST (both after
+                        Holm over the variants), all clustered by parallel question and averaged over query languages
+    verdict             equivalent: shown to differ by less than the margin; worse, better: shown to differ, though not by less;
+                        not shown: neither; not judged: a margin of more than MOST_SHARE of the certified score says nothing
     bytes               measured (serialised, whole) and by formula, a vector
     seconds             CPU and wall of building; CPU and wall milliseconds a query of searching all queries at once
 Pareto status over (quality, bytes, query CPU time): `front`: nothing else is at least as good in all three; `overlaps`: behind
@@ -18,7 +20,7 @@ Shapes: Q queries, P passages, D dimensions.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,6 +39,9 @@ from hybrid_scale.retrieval.tradeoff.corpus import Corpus
 from hybrid_scale.retrieval.tradeoff.indexes import Index, set_threads
 from hybrid_scale.retrieval.tradeoff.variants import Variant, parse
 
+ALPHA = 0.05
+MOST_SHARE = 0.05
+"""Of the certified score that a margin may be: a difference within a larger one isn't small."""
 GATHERED = 2**24
 """Numbers gathered at a time when scores of returned passages are computed."""
 NOWHERE = -2
@@ -202,11 +207,11 @@ def compared(bench: Bench, name: str, values: np.ndarray) -> dict[str, Any]:
     options = bench.options
     differences = statistics.paired(values, bench.exact[name], bench.question, bench.language)
     interval = statistics.bootstrap(differences, options.level, options.resamples)
-    verdict = statistics.equivalence_test(differences, options.margin)
+    tost = statistics.equivalence_test(differences, options.margin)
     value = statistics.cluster(values, bench.question, bench.language).estimate
     facts = {"value": value, "difference": differences.estimate, "low": interval.low, "high": interval.high}
     test = statistics.sign_flip_test(differences, options.resamples)
-    return {**facts, "interval": interval.method, "p": test.p, "equivalent": verdict.equivalent, "tost_p": verdict.p}
+    return {**facts, "interval": interval.method, "p": test.p, "tost_p": tost.p}
 
 
 def timed(action: Any) -> tuple[Any, dict[str, float]]:
@@ -228,8 +233,12 @@ def finished(bench: Bench, task: RetrievalSet, points: list[dict[str, Any]]) -> 
     """The whole study as one dictionary: facts, points with Holm's p values and Pareto status, what was refused."""
     ran = [point for point in points if "refused" not in point]
     for name in bench.exact:
-        for point, p in zip(ran, statistics.holm([point["quality"][name]["p"] for point in ran]), strict=True):
-            point["quality"][name]["p_holm"] = p
+        qualities = [point["quality"][name] for point in ran]
+        for key in ("p", "tost_p"):
+            for quality, p in zip(qualities, statistics.holm([quality[key] for quality in qualities]), strict=True):
+                quality[f"{key}_holm"] = p
+        for quality in qualities:
+            quality["verdict"] = verdict(quality, bench.options.margin)
         for point, status in zip(ran, pareto(ran, name), strict=True):
             point["quality"][name]["pareto"] = status
     exact = {name: statistics.cluster(values, bench.question, bench.language).estimate for name, values in bench.exact.items()}
@@ -245,6 +254,17 @@ def finished(bench: Bench, task: RetrievalSet, points: list[dict[str, Any]]) -> 
         "points": ran,
         "refused": {point["name"]: point["refused"] for point in points if "refused" in point},
     }
+
+
+def verdict(quality: Mapping[str, Any], margin: float) -> str:
+    """One word for a variant's difference from the certified list."""
+    if margin > MOST_SHARE * (quality["value"] - quality["difference"]):
+        return "not judged"
+    if quality["tost_p_holm"] <= ALPHA:
+        return "equivalent"
+    if quality["p_holm"] <= ALPHA and quality["difference"] != 0:
+        return "worse" if quality["difference"] < 0 else "better"
+    return "not shown"
 
 
 def pareto(points: Sequence[dict[str, Any]], measure: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The variants of the trade-off study by name: how each index is built, opened for search, and how large it is by formula.
+"""The variants of an index compression study by name: how each index is built, opened for search, and how large it is by formula.
 
     flat:fp32 flat:fp16 flat:bf16    every vector, in that type
     sq:8 sq:4                        a byte or half a byte a dimension, ranges trained

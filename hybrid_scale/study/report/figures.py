@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from hybrid_scale.study.report.plots import Look, Plot, bars, curves, heat_map, thinned, trade_off
+from hybrid_scale.pages.parts import Plot
+from hybrid_scale.study.report.plots import Look, bars, curves, heat_map, thinned, trade_off
 from hybrid_scale.study.report.scaling_plots import differences, fitted, forecast, fronts
 from hybrid_scale.study.results.collect import Collected
 from hybrid_scale.study.results.comparisons import Comparison

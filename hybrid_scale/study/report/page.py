@@ -16,11 +16,13 @@ import jinja2
 import pandas as pd
 
 from hybrid_scale.errors import HybridScaleError
+from hybrid_scale.pages import svg
+from hybrid_scale.pages.parts import Plot
 from hybrid_scale.runs import RunDirectory, atomic_path, read_json, write_text
 from hybrid_scale.statistics import FEWEST_SEEDS, MARGIN, RESAMPLES
 from hybrid_scale.study.grid import Plan, PlannedRun, flat
-from hybrid_scale.study.report import figures, svg, tables
-from hybrid_scale.study.report.plots import Look, Plot, looks
+from hybrid_scale.study.report import figures, tables
+from hybrid_scale.study.report.plots import Look, looks
 from hybrid_scale.study.report.scores_table import Group, headline
 from hybrid_scale.study.results import frames
 from hybrid_scale.study.results.answers import Answer, answers

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from hybrid_scale.study.report import svg
+from hybrid_scale.pages import svg
+from hybrid_scale.pages.names import Name, write_names
+from hybrid_scale.pages.parts import Plot
 from hybrid_scale.study.results.scores import Arm, Metric, Score
 
 WIDTH, HEIGHT = 440, 330
-LABEL_GAP = 0.055
-"""Least distance of two direct labels, as a share of the axes' height."""
-CURVE_POINTS = 400
+CURVE_POINTS = 120
 """Most points of one run's curve; longer ones are averaged in bins."""
 
 STOPS = tuple(
@@ -29,15 +29,6 @@ LEFT, TOP, CELL = 44, 38, (33, 29)
 DARK_TEXT, LIGHT_TEXT = "#101418", "#ffffff"
 EQUAL_CONTRAST = 0.185
 """Relative luminance (WCAG 2) on which the two texts are equally readable."""
-
-
-@dataclass(frozen=True)
-class Plot:
-    key: str
-    title: str
-    caption: str
-    svg: str
-    data: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -85,42 +76,8 @@ def _point(axes: Axes, arm: Arm, look: Look) -> None:
 
 
 def keep_apart(axes: Axes, labels: Sequence[tuple[str, float, float]], look: Mapping[str, Look]) -> None:
-    """Write each name right of its point; names that would touch are moved up or down, with a line to the point.
-
-    Linear and logarithmic axes alike: places are computed where the axes are linear.
-    """
-    across, up = axes.xaxis.get_transform(), axes.yaxis.get_transform()
-    xs = across.transform(np.array([x for _, x, _ in labels]))
-    left, right = across.transform(np.array(axes.get_xlim()))
-    axes.set_xlim(*across.inverted().transform(np.array([left, right + 0.3 * (right - left)])))
-    low, high = up.transform(np.array(axes.get_ylim()))
-    gap = LABEL_GAP * (high - low)
-    ys = up.transform(np.array([y for _, _, y in labels]))
-    placed = spread_apart(ys, gap)
-    axes.set_ylim(*up.inverted().transform(np.array([min(low, min(placed) - gap), max(high, max(placed) + gap)])))
-    texts = zip(across.inverted().transform(xs + 0.05 * (right - left)), up.inverted().transform(np.array(placed)), strict=True)
-    for (name, x, y), before, height, at in zip(labels, ys, placed, texts, strict=True):
-        moved = abs(height - before) > 0.3 * gap
-        arrow = {"arrowstyle": "-", "color": svg.MUTED, "linewidth": 0.7, "shrinkB": 6} if moved else None
-        style = {"color": look[name].colour, "va": "center", "fontweight": "bold", "arrowprops": arrow}
-        axes.annotate(name, (x, y), xytext=at, **style)  # type: ignore[arg-type]
-
-
-def spread_apart(heights: Sequence[float] | np.ndarray, gap: float) -> list[float]:
-    """`heights` moved as little as a few passes need to leave `gap` between any two; the order is kept."""
-    order = np.argsort(heights, kind="stable")
-    placed = np.array(heights, dtype=float)[order]
-    for _ in range(100):
-        overlap = gap - np.diff(placed)
-        if (overlap <= 1e-9).all():
-            break
-        for at in np.flatnonzero(overlap > 0):
-            push = max(0.0, gap - (placed[at + 1] - placed[at])) / 2
-            placed[at] -= push
-            placed[at + 1] += push
-    result = np.empty_like(placed)
-    result[order] = placed
-    return [float(height) for height in result]
+    """The names of arms beside their points (arm, x, y), each in its colour."""
+    write_names(axes, [Name(arm, x, y, look[arm].colour) for arm, x, y in labels])
 
 
 def bars(key: str, arms: Sequence[Arm], metric: Metric, look: Mapping[str, Look], untrained: Score | None) -> Plot | None:
@@ -164,7 +121,7 @@ def heat_map(key: str, title: str, matrix: pd.DataFrame, limits: tuple[float, fl
     parts = [*_cell_names(list(map(str, matrix.index)), list(map(str, matrix.columns))), *cells]
     size = (LEFT + CELL[0] * values.shape[1] + 4, TOP + CELL[1] * values.shape[0] + 4)
     described = "A matrix in hundredths; rows: queries in a language, columns: passages in a language."
-    drawn = svg.element("".join(parts), key, title, described, *size)
+    drawn = svg.element(svg.texts("".join(parts)), key, title, described, *size)
     long = matrix.rename_axis("query_language").reset_index().melt("query_language", var_name="passage_language")
     return Plot(key, title, "", drawn, long)
 

@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from hybrid_scale.study.report import svg
-from hybrid_scale.study.report.plots import HEIGHT, WIDTH, Look, Plot, keep_apart
+from hybrid_scale.pages import svg
+from hybrid_scale.pages.parts import Plot
+from hybrid_scale.study.report.plots import HEIGHT, WIDTH, Look, keep_apart
 from hybrid_scale.study.results.answers import in_words
 from hybrid_scale.study.results.comparisons import Comparison
 from hybrid_scale.study.results.pareto import Point, front

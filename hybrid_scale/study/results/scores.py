@@ -88,6 +88,8 @@ class Arm:
     """Weights of the encoder; None: not known."""
     run_of: Mapping[int, str] = field(default_factory=dict)
     """Seed -> id of the run."""
+    alpha: float | None = None
+    """Share of monolingual batches of a hybrid arm."""
 
 
 def tasks(collected: Collected) -> list[str]:
@@ -109,8 +111,9 @@ def _arm(name: str, runs: pd.DataFrame, means: pd.DataFrame) -> Arm:
     model = first["model"] if isinstance(first["model"], str) else first["base"]
     size = None if pd.isna(first["size"]) else float(first["size"])
     run_of = dict(zip(runs["seed"].astype(int), runs["run"], strict=True))
+    alpha = None if pd.isna(first["alpha"]) else float(first["alpha"])
     identity = (str(first["kind"]), str(first["group"]), len(runs))
-    return Arm(name, *identity, _scores(means), str(first["panel"]), str(first["series"]), str(model), size, run_of)
+    return Arm(name, *identity, _scores(means), str(first["panel"]), str(first["series"]), str(model), size, run_of, alpha)
 
 
 def _scores(values: pd.DataFrame) -> dict[str, Score]:

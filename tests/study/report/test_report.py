@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from hybrid_scale.pages.names import spread_apart
 from hybrid_scale.runs import RunDirectory, write_json
 from hybrid_scale.study.grid import Plan, plan_study
 from hybrid_scale.study.report.page import render, report
-from hybrid_scale.study.report.plots import looks, spread_apart
+from hybrid_scale.study.report.plots import looks
 from hybrid_scale.study.results.collect import collect
 from hybrid_scale.study.results.findings import Finding, findings
 from hybrid_scale.study.results.scores import Arm, Score, arms

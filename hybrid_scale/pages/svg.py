@@ -19,15 +19,18 @@ from matplotlib.figure import Figure
 INK, MUTED, GRID, PAPER = "#1c2128", "#59636f", "#d8dee5", "#fefefe"
 ARM_COLOURS = ("#0068a8", "#c24f00", "#007a5c", "#a3327a", "#7a6200", "#4a45a0", "#536070", "#007f96")
 ARM_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
+SIZE_COLOURS = ("#b57500", "#c2561c", "#b93246", "#9c2f7c", "#74389b", "#3f479f", "#12305f")
+"""From the smallest to the largest model: told apart by lightness as well as by hue."""
 VARIABLES = {
     **{INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"},
     **{colour: f"--arm-{position}" for position, colour in enumerate(ARM_COLOURS)},
+    **{colour: f"--size-{position}" for position, colour in enumerate(SIZE_COLOURS)},
 }
 
 UNITS_PER_INCH = 72  # of the SVG's own coordinates; fonts are in the same units
 
 STYLE: dict[Any, Any] = {
-    **{"svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif", "font.size": 11},
+    **{"svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif", "font.size": 12},
     **{"text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": GRID, "axes.linewidth": 1.0},
     **{"xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED},
     **{"xtick.major.size": 0, "ytick.major.size": 0, "axes.spines.top": False, "axes.spines.right": False},
@@ -37,9 +40,12 @@ STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def canvas(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of `width` x `height` SVG units with one set of axes, in the house style while the block lasts."""
-    with mpl.rc_context(STYLE):
+def canvas(width: float, height: float, text: float = 12) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of `width` x `height` SVG units with one set of axes, in the house style while the block lasts.
+
+    `text`: size of its letters, in the same units.
+    """
+    with mpl.rc_context({**STYLE, "font.size": text}):
         figure = Figure(figsize=(width / UNITS_PER_INCH, height / UNITS_PER_INCH), layout="constrained")
         yield figure, figure.subplots()
 
@@ -70,11 +76,17 @@ def element(body: str, key: str, title: str, description: str, width: float, hei
 
 
 def text(x: float, y: float, words: str, colour: str, anchor: str = "middle", bold: bool = False, turned: bool = False) -> str:
-    """Words centred on `y`; `colour` is one of the stand-ins or plain; `turned`: read upwards."""
+    """Words centred on `y`, inside `texts`; `colour` is one of the stand-ins or plain; `turned`: read upwards."""
     weight = ' font-weight="700"' if bold else ""
     turn = f' transform="rotate(-90 {x:g} {y:g})"' if turned else ""
-    place = f'x="{x:g}" y="{y:g}" dy=".35em" text-anchor="{anchor}" font-size="11"{weight}{turn}'
-    return f'<text {place} style="fill: {_follow(colour)}">{escape(words)}</text>'
+    side = "" if anchor == "middle" else f' text-anchor="{anchor}"'
+    fill = f' style="fill: {_follow(colour)}"' if colour in VARIABLES else f' fill="{colour}"'
+    return f'<text x="{x:g}" y="{y + 4:g}"{side}{weight}{turn}{fill}>{escape(words)}</text>'
+
+
+def texts(body: str) -> str:
+    """A group around shapes and texts: what the texts share."""
+    return f'<g class="cells" text-anchor="middle" font-size="11.5">{body}</g>'
 
 
 def box(x: float, y: float, width: float, height: float, colour: Sequence[float] | np.ndarray) -> str:
@@ -92,6 +104,12 @@ def _adapted(body: str, key: str) -> str:
     body = re.sub(r'(?:xlink:)?href="#', f'href="#{key}-', body)
     body = body.replace("url(#", f"url(#{key}-")
     body = re.sub(r"font-family: [^;\"]*;?\s*", "", body)
+    body = re.sub(r'\b(?:d|x|y|transform)="[^"]*"', _shorter, body)
     for colour, variable in VARIABLES.items():
         body = body.replace(colour, f"var({variable})")
     return re.sub(r"\s*\n\s*", " ", body)
+
+
+def _shorter(attribute: re.Match[str]) -> str:
+    """Coordinates to a hundredth of a unit."""
+    return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", attribute[0])
