@@ -68,7 +68,7 @@ LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 TORCH_FREE = (
     *(*PLAIN, "study", "retrieval.metrics", "retrieval.bias"),
     *("retrieval.measures", "retrieval.trec", "retrieval.store", "retrieval.stored"),
-    *("data.records", "data.folder", "data.numbers", "data.prepared", "data.writing"),
+    *("data.records", "data.files", "data.folder", "data.numbers", "data.prepared", "data.writing"),
     *("data.sampler", "data.strata", "data.shuffle", "data.partition", "data.sources"),
 )
 """Modules (or packages with all they hold) that work on a login node without torch."""

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hybrid_scale.data.files import read_lines
 from hybrid_scale.data.prepared import RetrievalSet, TextTable
-from hybrid_scale.data.records import read_lines
 from hybrid_scale.errors import DataError, describe
 from hybrid_scale.retrieval.measures import Judged, per_query, summarise
 from hybrid_scale.runs import atomic_path

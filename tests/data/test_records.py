@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hybrid_scale.data.files import read_jsonl, read_lines
 from hybrid_scale.data.folder import Rejects
 from hybrid_scale.data.numbers import Numbers, Places, key_of
 from hybrid_scale.data.prepared import Pairs, RetrievalSet, TextTable
-from hybrid_scale.data.records import Bad, Judgment, Note, Pair, Passage, Query, Record, read_jsonl, read_lines, text_field
+from hybrid_scale.data.records import Bad, Judgment, Note, Pair, Passage, Query, Record, text_field
 from hybrid_scale.data.summary import summarize
 from hybrid_scale.data.writing import families, write, write_pairs, write_retrieval
 from hybrid_scale.errors import DataError
@@ -403,8 +404,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"latin\.jsonl:1: found .*; a text file must be UTF-8\."):
         list(read_jsonl(tmp_path / "latin.jsonl"))
     (tmp_path / "plain.jsonl.gz").write_bytes(b"{}\n")
-    with pytest.raises(DataError, match=r"plain\.jsonl\.gz: found .*; damaged gzip\. Fetch the file again\."):
-        list(read_jsonl(tmp_path / "plain.jsonl.gz"))
+    assert [row for _, row in read_jsonl(tmp_path / "plain.jsonl.gz")] == [{}], "by what it is, not by its name"
 
 
 def test_files_of_other_systems(tmp_path: Path) -> None:

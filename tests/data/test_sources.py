@@ -199,7 +199,7 @@ def test_beir_language_filter_takes_its_judgments_along(beir_folder: Path) -> No
 
 
 def test_beir_messages(beir_folder: Path) -> None:
-    with pytest.raises(DataError, match=r"qrels/dev\.tsv: found 'no such file'; this file \(or the same with \.gz\) is needed"):
+    with pytest.raises(DataError, match=r"qrels/dev\.tsv: found 'no such file'; this file \(or the same with \.gz, "):
         list(beir.read(beir_folder, split="dev"))
     write_lines(beir_folder / "qrels" / "bad.tsv", ["q1\t1\t1"])
     with pytest.raises(DataError, match=r"bad\.tsv:1: found .*; the header must be query-id corpus-id score"):
@@ -347,10 +347,36 @@ def test_mmarco_messages(mmarco_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"collections: languages: found 'fr'; .* Known: de, en\."):
         list(mmarco.read(mmarco_folder, languages=("fr",)))
     triples = write_lines(mmarco_folder / "data/triples.train.ids.small.tsv", ["10\t0", "10\t9\t1"])
+    collection = mmarco_folder / "data/google/collections/english_collection.tsv"
     assert messages(mmarco.read(mmarco_folder, languages=("en",))) == [
         f"{triples}:1: found '10\\t0'; a row has 3 columns (query positive negative), not 2.",
-        f"{triples}:2: en: found 'passage 9'; the english files hold no text for it.",
+        f"{triples}:2: en: found 'passage 9'; {collection} holds no text for it.",
     ]
+
+
+def test_mmarco_names_the_line_at_fault(mmarco_folder: Path) -> None:
+    """A tab too many, an id twice with another text (the same text again is none); texts with carriage returns are whole."""
+    path = write_lines(
+        mmarco_folder / "data/google/collections/english_collection.tsv",
+        ["0\ta\rb", "1\tx\ty", "2\tc", "2\tc ", "3\td", "3\te", "4\tf"],
+    )
+    queries = write_lines(
+        mmarco_folder / "data/google/queries/train/english_queries.train.tsv", ["10\tq", "11\tr", "11\ts", "99"]
+    )
+    records = list(mmarco.read(mmarco_folder, ("en",)))
+    triples = mmarco_folder / "data/triples.train.ids.small.tsv"
+    assert messages(records) == [
+        f"{queries}:3: id: found '11'; this id already names another text, at {queries}:2. Keep one of the two.",
+        f"{queries}:4: found '99'; a row has 2 columns (id text), not 1.",
+        f"{path}:2: found '1\\tx\\ty'; a row has 2 columns (id text), not 3.",
+        f"{path}:6: id: found '3'; this id already names another text, at {path}:5. Keep one of the two.",
+        f"{triples}:1: en: found 'passage 1'; {path} holds no text for it.",
+    ]
+    assert [(p.query, p.passage) for p in of(Pair, records)] == [("r", "d")]
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    path.write_bytes(pointer)
+    with pytest.raises(DataError, match=r"english_collection\.tsv: found 'a Git LFS pointer'"):
+        list(mmarco.read(mmarco_folder, ("en",)))
 
 
 # -------------------------------------------------------------------------------------------------------------- hub

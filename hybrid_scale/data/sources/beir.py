@@ -6,7 +6,8 @@ Refuses to download, and to score.
 from collections.abc import Iterator
 from pathlib import Path
 
-from hybrid_scale.data.records import Judgment, Passage, Query, Record, either
+from hybrid_scale.data.files import either
+from hybrid_scale.data.records import Judgment, Passage, Query, Record
 from hybrid_scale.data.sources.common import Languages, Row, converted, json_rows, judgment, qrels_rows
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybrid_scale.data.records import Bad, Judgment, Record, read_jsonl, read_lines, text_field
+from hybrid_scale.data.files import read_jsonl, read_lines
+from hybrid_scale.data.records import Bad, Judgment, Record, text_field
 from hybrid_scale.errors import DataError, describe
 
 
@@ -52,11 +53,15 @@ class Row:
         return " ".join(self.text(name) for name in parts) if parts else self.text(key)
 
     def integer(self, key: str) -> int:
-        """Raises BadRow."""
+        """A whole number, which may be written as a float or as text (1, 1.0, "1"). Raises BadRow."""
+        value = self.values.get(key)
         try:
-            return int(self.text(key))
+            number = float(value if isinstance(value, float) else self.text(key))
         except ValueError:
-            raise self.bad(key, "must be a whole number") from None
+            number = float("nan")
+        if not number.is_integer():
+            raise self.bad(key, "must be a whole number")
+        return int(number)
 
     def bad(self, key: str, rule: str) -> BadRow:
         return BadRow(Bad(self.where, describe(f"{self.where}: {key}", self.values.get(key), rule)))
@@ -82,21 +87,28 @@ def converted(rows: Iterator[Row | Bad], converter: Converter) -> Iterator[Recor
 
 
 def json_rows(path: Path) -> Iterator[Row | Bad]:
-    """Rows of a JSON Lines file."""
-    for where, value in read_jsonl(path):
-        yield value if isinstance(value, Bad) else Row(where, value)
+    """Rows of a JSON Lines file (or of one JSON list, or Parquet). Raises DataError where it holds none."""
+    return _some(path, (value if isinstance(value, Bad) else Row(where, value) for where, value in read_jsonl(path)))
+
+
+def _some(path: Path, rows: Iterator[Row | Bad]) -> Iterator[Row | Bad]:
+    """The rows. Raises DataError where there are none: an interrupted download often leaves an empty file."""
+    row = None
+    for row in rows:
+        yield row
+    if row is None:
+        raise DataError(describe(str(path), "no row", "this file must hold rows", "Fetch it again, or leave it out."))
 
 
 def tsv_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
     """Rows of a tab-separated file without a header and without quoting."""
-    for where, line in read_lines(path):
-        yield _split(where, line, "\t", columns)
+    return _some(path, (_split(where, line, "\t", columns) for where, line in read_lines(path)))
 
 
 def trec_rows(path: Path) -> Iterator[Row | Bad]:
     """Rows of TREC qrels (`query Q0 passage score`, any white space), under BEIR's column names."""
-    for where, line in read_lines(path):
-        yield _split(where, line, None, ("query-id", "Q0", "corpus-id", "score"))
+    columns = ("query-id", "Q0", "corpus-id", "score")
+    return _some(path, (_split(where, line, None, columns) for where, line in read_lines(path)))
 
 
 def qrels_rows(path: Path) -> Iterator[Row | Bad]:

@@ -8,14 +8,14 @@ holds them as they are. The Hub's known copies of XQuAD, XQuAD-R and MLQA lack `
 Knows no metric and doesn't split sentences itself.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybrid_scale.data.records import Bad, Judgment, Passage, Query, Record, open_text
+from hybrid_scale.data.files import json_document
+from hybrid_scale.data.records import Bad, Judgment, Passage, Query, Record
 from hybrid_scale.data.sources.common import require_languages
 from hybrid_scale.errors import DataError, describe
 
@@ -119,11 +119,7 @@ def _from_hub(name: str, repository: str, revision: str) -> Path:
 
 
 def _paragraphs(lang: str, file: Path) -> Iterator[_Paragraph]:
-    with open_text(file) as stream:
-        try:
-            tree = json.load(stream)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file}:{error.lineno}: not JSON: {error.msg} at column {error.colno}.") from None
+    tree = json_document(file)
     try:
         paragraphs = [paragraph for article in tree["data"] for paragraph in article["paragraphs"]]
         if not paragraphs:

@@ -14,7 +14,8 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from hybrid_scale.data.records import Bad, Passage, Query, Record, either
+from hybrid_scale.data.files import either
+from hybrid_scale.data.records import Bad, Passage, Query, Record
 from hybrid_scale.data.sources import hub_languages
 from hybrid_scale.data.sources.common import (
     Row,

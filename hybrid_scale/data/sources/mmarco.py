@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hybrid_scale.data.records import Bad, Pair, Record, either
-from hybrid_scale.data.sources.common import Row, require_languages, tsv_rows
+from hybrid_scale.data.files import either
+from hybrid_scale.data.records import Bad, Pair, Record
+from hybrid_scale.data.sources.common import require_languages, tsv_rows
 from hybrid_scale.errors import describe
 
 NAMES = {
@@ -58,9 +59,10 @@ def read(path: Path, languages: tuple[str, ...] = (), negatives: int = 1, max_qu
             examples.append(item)
     for lang in languages or tuple(found):
         name = NAMES[lang]
-        queries = _texts(folder / "queries" / "train" / f"{name}_queries.train.tsv", {e.query for e in examples})
+        queries = _Texts(folder / "queries" / "train" / f"{name}_queries.train.tsv", {e.query for e in examples})
         wanted = {pid for e in examples for pid in (e.positive, *e.negatives)}
-        passages = _texts(folder / "collections" / f"{name}_collection.tsv", wanted)
+        passages = _Texts(folder / "collections" / f"{name}_collection.tsv", wanted)
+        yield from (*queries.read(), *passages.read())
         yield from (_pair(example, lang, queries, passages) for example in examples)
 
 
@@ -83,17 +85,38 @@ def _examples(path: Path, negatives: int, max_queries: int) -> Iterator[_Example
     yield from examples.values()
 
 
-def _texts(path: Path, wanted: set[str]) -> dict[str, str]:
-    rows = tsv_rows(either(path), ("id", "text"))
-    return {row.values["id"]: row.values["text"].strip() for row in rows if isinstance(row, Row) and row.values["id"] in wanted}
+class _Texts:
+    """The wanted texts of a file of lines `id TAB text`."""
+
+    def __init__(self, path: Path, wanted: set[str]):
+        self.path, self.wanted = either(path), wanted
+        self.held: dict[str, tuple[str, str]] = {}
+        """Id -> text and `file:line`."""
+
+    def read(self) -> Iterator[Bad]:
+        """Reads the file; yields lines that aren't such, and ids that stand twice with another text (the first is kept)."""
+        for row in tsv_rows(self.path, ("id", "text")):
+            if isinstance(row, Bad):
+                yield row
+                continue
+            name, text = row.values["id"], row.values["text"].strip()
+            if name in self.wanted and self.held.setdefault(name, (text, row.where))[0] != text:
+                rule = f"this id already names another text, at {self.held[name][1]}"
+                yield Bad(row.where, describe(f"{row.where}: id", name, rule, "Keep one of the two."))
+
+    def get(self, name: str) -> str:
+        """Empty where the file has none."""
+        return self.held.get(name, ("", ""))[0]
 
 
-def _pair(example: _Example, lang: str, queries: dict[str, str], passages: dict[str, str]) -> Record:
+def _pair(example: _Example, lang: str, queries: _Texts, passages: _Texts) -> Record:
     where = f"{example.where}: {lang}"
-    query, ids = queries.get(example.query), (example.positive, *example.negatives)
-    missing = [f"query {example.query}"] * (not query) + [f"passage {pid}" for pid in ids if not passages.get(pid)]
-    if not query or missing:
-        return Bad(where, describe(where, missing[0], f"the {NAMES[lang]} files hold no text for it"))
-    texts = [(f"{lang}:{pid}", passages[pid]) for pid in ids]
+    ids = (example.positive, *example.negatives)
+    if not queries.get(example.query):
+        return Bad(where, describe(where, f"query {example.query}", f"{queries.path} holds no text for it"))
+    missing = [pid for pid in ids if not passages.get(pid)]
+    if missing:
+        return Bad(where, describe(where, f"passage {missing[0]}", f"{passages.path} holds no text for it"))
+    query, texts = queries.get(example.query), [(f"{lang}:{pid}", passages.get(pid)) for pid in ids]
     name = f"{example.query}:{example.positive}:{lang}"
     return Pair(where, name, example.query, texts[0][0], lang, lang, query, texts[0][1], tuple(texts[1:]))

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from hybrid_scale.data.records import Passage, Query, Record, either
+from hybrid_scale.data.files import either
+from hybrid_scale.data.records import Passage, Query, Record
 from hybrid_scale.data.sources import hub_languages
 from hybrid_scale.data.sources.common import Row, converted, json_rows, judgment, require_languages, trec_rows, tsv_rows
 from hybrid_scale.errors import DataError, describe

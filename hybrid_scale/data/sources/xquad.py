@@ -6,12 +6,12 @@ Reads the Hub's google/xquad (configs `xquad.<lang>`, split `validation`), or a 
 `xquad.<lang>.json`, also as .gz. Knows no sentence.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hybrid_scale.data.records import Bad, Judgment, Passage, Query, Record, open_text
+from hybrid_scale.data.files import json_document
+from hybrid_scale.data.records import Bad, Judgment, Passage, Query, Record
 from hybrid_scale.data.sources.common import BadRow, Row, require_languages
 from hybrid_scale.data.sources.hub import HubData
 from hybrid_scale.errors import DataError, describe
@@ -68,13 +68,12 @@ def _sources(path: str, languages: tuple[str, ...], revision: str) -> dict[str, 
 
 def _rows(file: Path) -> Iterator[Row]:
     """Questions with their context, as the Hub has them."""
-    with open_text(file) as stream:
-        try:
-            articles = json.load(stream)["data"]
-            paragraphs: list[dict[str, Any]] = [paragraph for article in articles for paragraph in article["paragraphs"]]
-            pairs = [(paragraph["context"], qa) for paragraph in paragraphs for qa in paragraph["qas"]]
-        except (ValueError, KeyError, TypeError) as error:
-            rule = "SQuAD's layout is data[].paragraphs[] with context and qas[]"
-            raise DataError(describe(str(file), f"{type(error).__name__}: {error}", rule, "Fetch the file again.")) from None
+    tree = json_document(file)
+    try:
+        paragraphs: list[dict[str, Any]] = [paragraph for article in tree["data"] for paragraph in article["paragraphs"]]
+        pairs = [(paragraph["context"], qa) for paragraph in paragraphs for qa in paragraph["qas"]]
+    except (KeyError, TypeError) as error:
+        rule = "SQuAD's layout is data[].paragraphs[] with context and qas[]"
+        raise DataError(describe(str(file), f"{type(error).__name__}: {error}", rule, "Fetch the file again.")) from None
     for number, (context, qa) in enumerate(pairs):
         yield Row(f"{file}: question {number}", {"context": context, **qa} if isinstance(qa, dict) else {})
