@@ -5,7 +5,7 @@ as a whole, because translations of one question succeed and fail together; trea
 error several times too small. A *stratum* is what a macro average averages over (a query language); without strata the
 estimate is the plain mean over values.
 Every function is deterministic: the same values and seed give the same numbers, in whatever order the values are listed.
-Knows no metric, no run and no file; needs numpy and scipy only.
+Knows no metric, no run and no file; needs numpy, scipy and statsmodels only.
 
 Shapes: N values, G clusters, X strata, B resamples.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from hybrid_scale.errors import DataError, describe
 
@@ -153,7 +154,8 @@ def sign_flip_test(differences: Clusters, resamples: int = RESAMPLES, seed: int 
     """Two-sided paired permutation test: under the null hypothesis each cluster's difference may as well have the other sign.
 
     p = (1 + c) / (resamples + 1) with c the resamples at least as extreme (Phipson & Smyth 2010: never 0). With up to
-    EXACT_CLUSTERS clusters that differ at all, every sign pattern is tried and p is exact. Equal systems have p = 1.
+    EXACT_CLUSTERS clusters that differ at all, every sign pattern is tried and p is exact. Equal systems have p = 1. It is
+    `scipy.stats.permutation_test` of type `samples`, which needs 30 times as long (1,190 clusters: 1 s).
     """
     parts = differences.influence()
     moving = parts[parts != 0]
@@ -215,14 +217,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Controls the chance of a single false claim among all. Raises DataError on a value outside 0 to 1.
     """
+    return _adjusted(p_values, "holm")
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """Step-up adjustment of Benjamini & Hochberg (1995): adjusted p values in the order given.
+
+    Of what is claimed where they are <= alpha, a share of alpha is false in expectation. Raises DataError on a
+    value outside 0 to 1.
+    """
+    return _adjusted(p_values, "fdr_bh")
+
+
+def _adjusted(p_values: Sequence[float], method: str) -> list[float]:
     p = np.asarray(p_values, np.float64)
     if not ((p >= 0) & (p <= 1)).all():
-        raise DataError(describe("p values", p[~((p >= 0) & (p <= 1))].tolist(), "lie between 0 and 1"))
-    order = np.argsort(p, kind="stable")
-    stepped = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
-    adjusted = np.empty(len(p))
-    adjusted[order] = stepped
-    return [float(value) for value in adjusted]
+        raise DataError(describe("p values", p[~((p >= 0) & (p <= 1))].tolist(), "must lie between 0 and 1"))
+    if not len(p):
+        return []
+    return [float(value) for value in multipletests(p, method=method)[1]]
 
 
 # -------------------------------------------------------------------------------------------------------- intervals

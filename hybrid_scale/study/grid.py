@@ -15,6 +15,7 @@ from typing import Any
 
 from hybrid_scale.config import RunConfig, apply_overrides, read_yaml, validate
 from hybrid_scale.errors import ConfigError, describe
+from hybrid_scale.study.family import ArmType, Family, declared
 from hybrid_scale.study.settings import HELD_EQUAL, ArmSettings, AxisValue, ModelSettings, Resources, StudyConfig
 
 
@@ -60,6 +61,18 @@ class Plan:
     @property
     def arms(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(run.arm for run in self.runs))
+
+    @property
+    def family(self) -> Family:
+        return primary_family(self.config, self.runs, self.source)
+
+
+def primary_family(config: StudyConfig, runs: Sequence[PlannedRun], where: str) -> Family:
+    """Raises ConfigError: an arm, model or set that the study doesn't have."""
+    samplers = {run.arm: run.config.sampler for run in runs}
+    arms = {name: ArmType(sampler.arm, sampler.alpha if sampler.arm == "hybrid" else None) for name, sampler in samplers.items()}
+    sets = dict.fromkeys((*(name for run in runs for name in run.config.data.evaluate), *config.evaluate))
+    return declared(config, arms, tuple(sets), where)
 
 
 def plan_study(path: Path, settings: Sequence[str] = ()) -> Plan:
@@ -122,7 +135,8 @@ def expand(config: StudyConfig, base: dict[str, Any], where: str, settings: Sequ
     _refuse_scored_twice(config, runs, where)
     equal = _held_equal(config, runs, where)
     negatives, caution = _negatives(config, runs, where)
-    checks = (*equal, negatives, *_sizes(runs, where), *_varied(runs))
+    family = str(primary_family(config, runs, where))
+    checks = (*equal, negatives, *_sizes(runs, where), *_varied(runs), family)
     return Plan(where, config, runs, checks, tuple(settings), caution)
 
 

@@ -51,12 +51,47 @@ HELD_EQUAL: tuple[HeldEqual, ...] = get_args(HeldEqual)
 every arm and every size."""
 
 
+SetMetric = Annotated[
+    str,
+    Field(
+        pattern=r"^[^:]+:(mono_map|cross_map|multi_map|(mono|cross)_r@1|multi_r@10|rank_distance|"
+        r"ndcg@10|recall@100|mrr@10|mrr@100|map|r@1)$"
+    ),
+]
+"""SET:METRIC, as in xquad_r:multi_map; the set by the name of its folder."""
+PRIMARY_METRICS = (
+    *(f"{name}:{metric}" for name in ("xquad_r", "mlqa_r") for metric in ("mono_map", "cross_map", "multi_map")),
+    *("miracl:ndcg@10", "beir:ndcg@10", "nq:ndcg@10"),
+)
+"""The primary family's metrics where the study file names none, as far as the study evaluates their sets. `beir` is the mean
+over the sets of BEIR."""
+
+
+class PrimaryFamily(Section):
+    """The claims that the study is for, named before its runs: one arm against others on few metrics, at the largest size and as
+    a change between two sizes. The chance of a single false claim among all of them is held at 5 %; the rest is exploratory."""
+
+    arm: Name | None = None
+    """None: the hybrid arm, or of several that of alpha 0.5."""
+    against: tuple[Name, ...] = ()
+    """Names of arms. None: every arm of the types mono and cross."""
+    metrics: tuple[SetMetric, ...] = ()
+    """None: those of PRIMARY_METRICS whose sets are evaluated; without any, mono, cross and multi mAP of the sets in several
+    languages and nDCG@10 of the others."""
+
+
 class StudySettings(Section):
     name: Name
     directory: str
     """Home of the runs (`runs/ID/`), the tables and the report; relative to the working directory, as `run.directory` is."""
     unequal_negatives: bool = False
     """Allow comparable runs whose rows meet different numbers of negatives; the report then says so before its first number."""
+    primary: PrimaryFamily = PrimaryFamily()
+    contrast: tuple[Name, Name] | None = None
+    """Names on the axis `models`, the smaller one first: "as the model grows" is the change of a difference
+    between these two, and the second one is the size of the primary family. None: the smallest and the largest."""
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Two arms are equivalent where their difference is shown to be less than this share of the other arm's score."""
 
 
 class Resources(Section):

@@ -19,7 +19,7 @@ from hybrid_scale.errors import HybridScaleError
 from hybrid_scale.pages import svg
 from hybrid_scale.pages.parts import Plot
 from hybrid_scale.runs import RunDirectory, atomic_path, read_json, write_text
-from hybrid_scale.statistics import FEWEST_SEEDS, MARGIN, RESAMPLES
+from hybrid_scale.statistics import FEWEST_SEEDS, RESAMPLES
 from hybrid_scale.study.grid import Plan, PlannedRun, flat
 from hybrid_scale.study.report import figures, tables
 from hybrid_scale.study.report.plots import Look, looks
@@ -27,11 +27,13 @@ from hybrid_scale.study.report.scores_table import Group, headline
 from hybrid_scale.study.results import frames
 from hybrid_scale.study.results.answers import Answer, answers
 from hybrid_scale.study.results.collect import Collected, collect, strangers, warnings, write_tables
-from hybrid_scale.study.results.comparisons import ALPHA, Comparison, cautions, compare
+from hybrid_scale.study.results.comparisons import Comparison, cautions, compare
 from hybrid_scale.study.results.fits import FARTHEST, FEWEST_SIZES
+from hybrid_scale.study.results.primary import Claim, claims, sorted_out
 from hybrid_scale.study.results.scaling import Law, Priced, laws, priced
 from hybrid_scale.study.results.scores import Metric, arms, crosses_languages, headline_metrics, tasks, untrained
 from hybrid_scale.study.results.trends import Trend, trends
+from hybrid_scale.study.results.verdicts import ALPHA
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -40,6 +42,8 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 class Judged:
     """What was computed from the tables."""
 
+    claims: list[Claim]
+    """The primary family."""
     comparisons: list[Comparison]
     trends: list[Trend]
     laws: list[Law]
@@ -48,8 +52,10 @@ class Judged:
     @classmethod
     def of(cls, plan: Plan, collected: Collected) -> "Judged":
         directories = {run.id: run.directory for run in plan.runs}
-        comparisons = compare(collected, directories)
-        return cls(comparisons, trends(comparisons), laws(collected), priced(collected, directories))
+        compared = compare(collected, directories, plan.family)
+        found = claims(plan.family, collected, compared)
+        comparisons = sorted_out(compared, found)
+        return cls(found, comparisons, trends(comparisons), laws(collected), priced(collected, directories))
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ def report(plan: Plan) -> Path:
     judged = Judged.of(plan, collected)
     write_tables(plan, collected)
     for name, table in (
+        ("primary.csv", frames.claims_frame(judged.claims)),
         ("comparisons.csv", frames.comparisons_frame(judged.comparisons)),
         ("trends.csv", frames.trends_frame(judged.trends)),
         ("power_laws.csv", frames.laws_frame(judged.laws)),
@@ -114,10 +121,11 @@ def render(plan: Plan, collected: Collected, judged: Judged | None = None) -> st
         seeds=plan.config.seeds,
         answers=_answers(runs, judged),
         tasks=_tasks(plan, collected, judged, look),
+        family=str(plan.family),
         tests=sum(each.test is not None for each in judged.comparisons),
         slopes=sum(each.test is not None for each in judged.trends),
         limits={"seeds": FEWEST_SEEDS, "sizes": FEWEST_SIZES, "farthest": FARTHEST}
-        | {"alpha": ALPHA, "margin": MARGIN, "resamples": RESAMPLES},
+        | {"alpha": ALPHA, "margin": plan.config.study.margin, "resamples": RESAMPLES},
         forecast=tables.forecast_table("forecast", runs),
         forecasts=figures.forecasts(runs, look),
         training=figures.training(collected, look),
@@ -133,7 +141,7 @@ def csv_link(table: pd.DataFrame) -> str:
 
 
 def _answers(runs: pd.DataFrame, judged: Judged) -> list[Answer]:
-    return answers(runs, judged.comparisons, judged.trends, judged.laws, judged.points)
+    return answers(runs, judged.claims, judged.comparisons, judged.trends, judged.laws, judged.points)
 
 
 def _tasks(plan: Plan, collected: Collected, judged: Judged, look: Mapping[str, Look]) -> list[Task]:

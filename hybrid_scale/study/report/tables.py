@@ -63,9 +63,10 @@ COMPARED = (
     "difference",
     "95 % of questions",
     "p",
-    "p (Holm)",
+    "p adjusted",
     "seeds",
     "95 % of questions and seeds",
+    "family",
     "verdict",
 )
 
@@ -82,6 +83,7 @@ def comparison_table(key: str, found: Sequence[Comparison]) -> Table:
             *_tested(each),
             Cell(str(each.seeds.count)),
             Cell(_both(each.both, each.metric.decimals)),
+            Cell(each.family),
             Cell(each.outcome),
         ]
         for each in found
@@ -90,9 +92,9 @@ def comparison_table(key: str, found: Sequence[Comparison]) -> Table:
 
 
 def _tested(each: Comparison | Trend) -> list[Cell]:
-    """Interval over questions, p, p after Holm."""
+    """Interval over questions, p, p after its correction."""
     interval = _bounds(each.interval, each.metric.decimals)
-    return [Cell(interval), Cell(_p(each.test.p if each.test else None)), Cell(_p(each.adjusted))]
+    return [Cell(interval), Cell(_p(each.p)), Cell(_p(each.adjusted))]
 
 
 def _bounds(interval: Interval | None, places: int) -> str:
@@ -113,7 +115,7 @@ def _p(value: float | None) -> str:
 # ----------------------------------------------------------------------------------------------------------------- trends
 
 TURNED = (
-    *("arm", "minus", "measure", "sizes", "change for ten times the parameters", "95 % of questions", "p", "p (Holm)"),
+    *("arm", "minus", "measure", "sizes", "change for ten times the parameters", "95 % of questions", "p", "p adjusted"),
     *("seeds", "95 % of questions and seeds", "verdict"),
 )
 
@@ -129,7 +131,7 @@ def trend_table(key: str, found: Sequence[Trend]) -> Table:
             *_tested(each),
             Cell(str(each.seeds) if each.seeds else NOTHING),
             Cell(_both(each.both, each.metric.decimals)),
-            Cell(each.outcome if not each.refusal else f"not tested: {each.refusal}"),
+            Cell(each.outcome if not each.refusal else f"not judged: {each.refusal}"),
         ]
         for each in found
     ]

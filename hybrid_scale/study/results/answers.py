@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from hybrid_scale.statistics import FEWEST_SEEDS
-from hybrid_scale.study.results.comparisons import ALPHA, Comparison, Outcome
+from hybrid_scale.study.results.comparisons import Comparison
+from hybrid_scale.study.results.primary import Claim
 from hybrid_scale.study.results.scaling import Law, Priced
-from hybrid_scale.study.results.trends import Direction, Trend
+from hybrid_scale.study.results.trends import Trend
+from hybrid_scale.study.results.verdicts import ALPHA, Outcome
 
 MOST_NAMED = 6
 """Things listed in a sentence; beyond that their number is given."""
@@ -22,9 +24,10 @@ WORDS: dict[Outcome, str] = {
     "better": "better",
     "worse": "worse",
     "equivalent": "equivalent",
-    "these seeds only": "different for these seeds only",
-    "not shown": "not told apart",
-    "not tested": "not tested",
+    "better in these runs": "better in these runs",
+    "worse in these runs": "worse in these runs",
+    "not shown": "no difference shown",
+    "not judged": "not judged",
 }
 
 
@@ -37,6 +40,7 @@ class Answer:
 
 def answers(
     runs: pd.DataFrame,
+    claims: Sequence[Claim],
     comparisons: Sequence[Comparison],
     trends: Sequence[Trend],
     laws: Sequence[Law],
@@ -44,12 +48,35 @@ def answers(
 ) -> list[Answer]:
     """What the top of the report says, in order."""
     return [
+        *_primary(claims),
         *_with_size(comparisons, trends),
         *_trade_off(comparisons),
         *_exponents(laws),
         *_cost(points, bool(runs["gpu"].any())),
         *_forecast(runs),
     ]
+
+
+# ---------------------------------------------------------------------------------------------------------- primary family
+
+
+def _primary(claims: Sequence[Claim]) -> Iterator[Answer]:
+    """The claims that were tested, and in one line those that weren't."""
+    if not claims:
+        return
+    tested = [claim for claim in claims if claim.both]
+    reasons = Counter(claim.refusal for claim in claims if not claim.both)
+    silent = [f"{count} not judged: {reason}" for reason, count in reasons.items()]
+    caution = f"Questions and seeds together; p < {ALPHA:g} after Holm over the {len(claims)} claims named before the runs."
+    yield Answer("Primary family", (*(_claim(claim) for claim in tested), *_first(silent)), caution)
+
+
+def _claim(claim: Claim) -> str:
+    places, models = claim.metric.decimals, " to ".join(claim.models)
+    low, high = claim.interval or (0.0, 0.0)
+    shown = f"{claim.estimate:+.{places}f} [{low:+.{places}f}, {high:+.{places}f}]"
+    where = f"change from {models}" if claim.kind == "change" else f"at {models}"
+    return f"{claim.arm} minus {claim.rival}, {claim.metric.label} on {claim.task}, {where}: {claim.outcome} ({shown})"
 
 
 # -------------------------------------------------------------------------------------------------------------- trade-off
@@ -73,9 +100,9 @@ def _one_measure(members: Sequence[Comparison]) -> str:
     span = f"{low:+.{metric.decimals}f}" + (f" to {high:+.{metric.decimals}f}" if len(members) > 1 else "")
     if len(members) == 1:
         return _only(members[0])
-    if count["not tested"] == len(members):
+    if count["not judged"] == len(members):
         better = sum(each.gain > 0 for each in members)
-        return f"{metric.label}: difference {span}, {_of(better, len(members))} in hybrid's favour, not tested"
+        return f"{metric.label}: difference {span}, {_of(better, len(members))} in hybrid's favour, not judged"
     told = ", ".join(f"{WORDS[key]} in {_of(count[key], len(members))}" for key in WORDS if count[key])
     return f"{metric.label}: {told} ({span})"
 
@@ -83,8 +110,6 @@ def _one_measure(members: Sequence[Comparison]) -> str:
 def _only(each: Comparison) -> str:
     places = each.metric.decimals
     word = WORDS[each.outcome]
-    if each.outcome == "not tested":
-        word = f"{'better' if each.gain > 0 else 'worse' if each.gain < 0 else 'equal'}, not tested"
     interval = f" [{each.interval.low:+.{places}f}, {each.interval.high:+.{places}f}]" if each.interval else ""
     return f"{each.metric.label}: {word} ({each.difference:+.{places}f}{interval})"
 
@@ -95,37 +120,37 @@ def _of(some: int, every: int) -> str:
 
 def _how_sure(members: Sequence[Comparison]) -> str:
     parts = []
-    if any(each.test is not None for each in members):
-        parts.append(f"Paired by question, p < {ALPHA:g} after Holm over all tests of the study")
+    if any(each.family == "exploratory" and each.adjusted is not None for each in members):
+        parts.append(f"Paired by question; outside of the primary family exploratory, p < {ALPHA:g} after Benjamini-Hochberg")
     few = sum(each.seeds.count < FEWEST_SEEDS for each in members)
     if few:
         which = "All" if few == len(members) else _of(few, len(members))
         parts.append(f"{which} rest on fewer than {FEWEST_SEEDS} seeds: statements on the trained models, not on training")
-    if any(each.outcome == "these seeds only" for each in members):
-        parts.append("For these seeds only: the interval over questions and seeds together holds 0")
     return ". ".join(parts) + ("." if parts else "")
 
 
 # -------------------------------------------------------------------------------------------------------------- with size
 
 
-TURNS: dict[Direction, str] = {
-    "better with size": "moves in hybrid's favour",
-    "worse with size": "moves against hybrid",
-    "these seeds only": "moves for these seeds only",
+TURNS: dict[Outcome, str] = {
+    "better": "moves in hybrid's favour",
+    "worse": "moves against hybrid",
+    "better in these runs": "moves in hybrid's favour in these runs",
+    "worse in these runs": "moves against hybrid in these runs",
     "not shown": "no change with size is shown",
-    "not tested": "not tested",
+    "not judged": "not judged",
+    "no straight line": "bends over the sizes, so no slope is stated",
 }
 
 
 def _with_size(comparisons: Sequence[Comparison], trends: Sequence[Trend]) -> Iterator[Answer]:
     """How the difference changes with size, for the measures that single arms trade for each other."""
-    rule = f"Slope of the difference on log10(parameters), paired by question; p < {ALPHA:g} after Holm over all slopes."
+    rule = f"Exploratory: slope of the difference on log10(parameters); p < {ALPHA:g} after Benjamini-Hochberg over all slopes."
     for task in dict.fromkeys(trend.task for trend in trends):
         told = [trend for trend in trends if trend.task == task and trend.metric.key in PULLED]
         if told:
             caution = f"{rule} It speaks of the sizes measured." if any(trend.test for trend in told) else ""
-            yield Answer(f"As the model grows, on {task}", _first([_turn(trend, comparisons) for trend in told]), caution)
+            yield Answer(f"Over the sizes, on {task}", _first([_turn(trend, comparisons) for trend in told]), caution)
 
 
 def _turn(trend: Trend, comparisons: Sequence[Comparison]) -> str:

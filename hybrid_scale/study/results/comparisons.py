@@ -1,44 +1,30 @@
-"""Hybrid arms against the mono and cross arms, per model size, set and measure: paired by query, with what chance allows.
+"""Arms of a study against each other, per model size, set and metric: paired by query, with what chance
+allows.
 
-Chance of questions: differences of single queries, averaged over the seeds that both arms share, clustered by parallel question;
-sign-flip p values, Holm over all tests of the study, BCa intervals. Chance of training: the difference of each shared seed, with
-its spread. From three seeds on also both at once (crossed.py): what Holm lets stand but that interval doesn't is told as a fact
-of these seeds only. Knows no HTML.
+Hybrid arms against the mono and cross arms, and whatever the primary family names. Differences of single
+queries, seed by seed, clustered by parallel question. From FEWEST_SEEDS seeds on the p value is that of
+questions and seeds together (crossed.py); with fewer it is that of the questions alone, and speaks of the
+trained models only. Which p values are adjusted with which others is decided in primary.py. Knows no HTML.
 """
 
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from statistics import fmean
 
 import pandas as pd
 
 from hybrid_scale.errors import HybridScaleError
-from hybrid_scale.statistics import (
-    FEWEST_SEEDS,
-    MARGIN,
-    RESAMPLES,
-    Clusters,
-    Interval,
-    Spread,
-    Test,
-    bootstrap,
-    equivalence_test,
-    holm,
-    seed_spread,
-    sign_flip_test,
-)
+from hybrid_scale.statistics import FEWEST_SEEDS, Clusters, Interval, Spread, Test, bootstrap, seed_spread, sign_flip_test
+from hybrid_scale.study.family import Family
+from hybrid_scale.study.results import verdicts
 from hybrid_scale.study.results.collect import Collected
-from hybrid_scale.study.results.crossed import Crossed, crossed
+from hybrid_scale.study.results.crossed import Crossed, SeedChance, crossed
 from hybrid_scale.study.results.pairing import Reader, Unpaired, averaged, parts
 from hybrid_scale.study.results.scores import METRICS, Arm, Metric, arms, crosses_languages, tasks
+from hybrid_scale.study.results.verdicts import Level, Outcome, margin_of, verdict
 
-Outcome = Literal["better", "worse", "equivalent", "these seeds only", "not shown", "not tested"]
-
-ALPHA = 0.05
-PER_TEST = 40
-"""Resamples for each test of the study: the least p, 1 / (40 n + 1), stays below ALPHA after Holm multiplies it by n."""
 ACROSS_LANGUAGES = ("mono_map", "cross_map", "multi_map", "rank_distance")
 IN_ONE_LANGUAGE = ("ndcg@10", "recall@100")
 RIVALS = ("mono", "cross")
@@ -46,7 +32,7 @@ RIVALS = ("mono", "cross")
 
 @dataclass(frozen=True)
 class Comparison:
-    """`arm` minus `rival` on one measure of one task, both trained on the same base."""
+    """`arm` minus `rival` on one metric of one task, both trained on the same base."""
 
     task: str
     group: str
@@ -62,17 +48,27 @@ class Comparison:
     alone: tuple[int, ...] = ()
     """Seeds that only one of both has finished: they have no part in it."""
     interval: Interval | None = None
+    """Of the questions alone, for these seeds."""
     test: Test | None = None
-    adjusted: float | None = None
-    """p after Holm over all tests of the study."""
+    """Of the questions alone, for these seeds."""
     both: Crossed | None = None
     """The chance of questions and of seeds at once; None below FEWEST_SEEDS seeds."""
-    equivalent: bool = False
-    """Within MARGIN of each other by TOST, and by `both` where there is one; for measures between 0 and 1 alone."""
+    chance: SeedChance | None = None
+    """Variance of one seed's difference, from the seeds of all arms of this model."""
+    level: Level | None = None
+    margin: float | None = None
+    """Differences within it are none; None near chance."""
+    family: verdicts.Family = "exploratory"
+    adjusted: float | None = None
+    """p after Holm over the primary family, or after Benjamini-Hochberg over the exploratory comparisons of
+    the study."""
+    within: float | None = None
+    """p of TOST, adjusted likewise; None where nothing may be called equivalent."""
     refusal: str = ""
     """Why nothing is tested; the means stand."""
     parts: pd.DataFrame | None = field(default=None, repr=False, compare=False)
-    """Each question's share of the difference (rows: parallel questions; columns: seeds); a column sums to its difference."""
+    """Each question's share of the difference (rows: parallel questions; columns: seeds); a column sums to
+    its difference."""
 
     @property
     def difference(self) -> float:
@@ -80,43 +76,57 @@ class Comparison:
 
     @property
     def gain(self) -> float:
-        """Positive where the hybrid arm is the better one."""
+        """Positive where `arm` is the better one."""
         return self.difference if self.metric.higher_is_better else -self.difference
 
     @property
+    def p(self) -> float | None:
+        """Of questions and seeds; below FEWEST_SEEDS seeds of questions alone; None where nothing is tested."""
+        return self.both.p if self.both else self.test.p if self.test else None
+
+    @property
     def outcome(self) -> Outcome:
-        if self.test is None or self.adjusted is None:
-            return "not tested"
-        if self.adjusted <= ALPHA:
-            if self.both is not None and self.both.holds_zero:
-                return "these seeds only"
-            return "better" if self.gain > 0 else "worse"
-        return "equivalent" if self.equivalent else "not shown"
+        if self.family == "primary" and self.both is None:
+            return "not judged"
+        return verdict(self.gain, self.adjusted, self.within, these_runs=self.both is None)
+
+    @property
+    def reason(self) -> str:
+        """Why the outcome is "not judged"; else empty."""
+        if self.outcome != "not judged":
+            return ""
+        return self.refusal or few_seeds(self.seeds.count)
 
 
-def compare(collected: Collected, directories: dict[str, Path]) -> list[Comparison]:
-    """All comparisons of the study. `directories`: run id -> its directory, for the tables of single queries.
+def few_seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)} of both arms; at least {FEWEST_SEEDS} are needed to know the chance of training"
+
+
+def compare(collected: Collected, directories: dict[str, Path], family: Family | None = None) -> list[Comparison]:
+    """All comparisons of the study, none adjusted yet. `directories`: run id -> its directory, for the tables
+    of single queries.
 
     Where such a table is missing or can't be paired, the comparison has a `refusal` and no test.
     """
-    pairs = [pair for task in tasks(collected) for pair in _pairs(task, arms(collected, task))]
-    resamples = max(RESAMPLES, PER_TEST * len(pairs))
+    family = family or Family()
+    pairs = [pair for task in tasks(collected) for pair in _pairs(task, arms(collected, task), family)]
     found = []
     for (_, _), members in itertools.groupby(pairs, key=lambda pair: (pair.task, pair.hybrid.group)):
         reader = Reader(directories)  # its tables are large: those of one group at a time
-        found += [_compared(pair, reader, resamples) for pair in members]
-    adjusted = iter(holm([each.test.p for each in found if each.test is not None]))
-    return [replace(each, adjusted=next(adjusted)) if each.test is not None else each for each in found]
+        found += [_compared(pair, reader, family.margin) for pair in members]
+    return found
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two arms to compare on one measure."""
+    """Two arms to compare on one metric."""
 
     task: str
     hybrid: Arm
     rival: Arm
     metric: Metric
+    chance: SeedChance | None
+    """Of one arm's score."""
 
     @property
     def seeds(self) -> list[int]:
@@ -124,65 +134,74 @@ class _Pair:
         return sorted(set(ours) & set(theirs))
 
 
-def _pairs(task: str, every: Sequence[Arm]) -> Iterator[_Pair]:
+def _pairs(task: str, every: Sequence[Arm], family: Family) -> Iterator[_Pair]:
     """Those with a seed in common, group by group."""
     keys = ACROSS_LANGUAGES if crosses_languages(every) else IN_ONE_LANGUAGE
-    for hybrid, rival in _opponents(every):
+    keys = tuple(dict.fromkeys((*keys, *(metric for name, metric in family.metrics if name == task))))
+    for hybrid, rival in _opponents(every, family):
         for key in keys:
             if key in hybrid.scores and key in rival.scores:
-                pair = _Pair(task, hybrid, rival, METRICS[key])
+                pair = _Pair(task, hybrid, rival, METRICS[key], _chance(every, hybrid.group, key))
                 if pair.seeds:
                     yield pair
 
 
-def _opponents(every: Sequence[Arm]) -> Iterator[tuple[Arm, Arm]]:
-    """Each hybrid arm with each mono and cross arm that differs in batches alone, group by group."""
+def _chance(every: Sequence[Arm], group: str, key: str) -> SeedChance | None:
+    """Between the seeds of one arm, from all arms of the group."""
+    members = [arm for arm in every if arm.group == group and key in arm.scores]
+    return SeedChance.pooled([list(arm.scores[key].by_seed.values()) for arm in members])
+
+
+def _opponents(every: Sequence[Arm], family: Family) -> Iterator[tuple[Arm, Arm]]:
+    """Each hybrid arm with each mono and cross arm that differs in batches alone, and the family's pairs,
+    group by group."""
     for group in dict.fromkeys(arm.group for arm in every):
         members = [arm for arm in every if arm.group == group]
-        hybrids, rivals = ([arm for arm in members if arm.kind in kinds] for kinds in (("hybrid",), RIVALS))
-        yield from itertools.product(hybrids, rivals)
+        for arm, rival in itertools.product(members, members):
+            usual = arm.kind == "hybrid" and rival.kind in RIVALS
+            if usual or (arm.name == family.arm and rival.name in family.rivals):
+                yield arm, rival
 
 
-def _compared(pair: _Pair, reader: Reader, resamples: int) -> Comparison:
+def _compared(pair: _Pair, reader: Reader, margin: float) -> Comparison:
     hybrid, rival, key = pair.hybrid, pair.rival, pair.metric.key
     ours, theirs = hybrid.scores[key].by_seed, rival.scores[key].by_seed
     spread = seed_spread([ours[seed] - theirs[seed] for seed in pair.seeds])
     names = (pair.task, hybrid.group, hybrid.series, hybrid.model, hybrid.size, hybrid.name, rival.name, rival.kind)
-    means = Comparison(*names, pair.metric, spread, tuple(sorted(set(ours) ^ set(theirs))))
+    best = 1.0 if pair.metric.higher_is_better else 0.0
+    stands, faces = (fmean(scores[seed] for seed in pair.seeds) for scores in (ours, theirs))
+    level = Level(stands, faces, None, best)
+    means = Comparison(
+        *names,
+        pair.metric,
+        spread,
+        tuple(sorted(set(ours) ^ set(theirs))),
+        chance=pair.chance.of_difference() if pair.chance else None,
+        level=level,
+        margin=margin_of([level], margin),
+    )
     try:
         runs = [(hybrid.run_of[seed], rival.run_of[seed]) for seed in pair.seeds]
         by_seed = reader.differences(pair.task, runs, key)
-        return judged(replace(means, parts=parts(by_seed, pair.seeds)), averaged(by_seed), resamples)
+        return with_tests(replace(means, parts=parts(by_seed, pair.seeds)), averaged(by_seed))
     except (HybridScaleError, Unpaired) as error:
         return replace(means, refusal=str(error).rstrip("."))
 
 
-def judged(means: Comparison, differences: Clusters, resamples: int) -> Comparison:
-    """`means` with interval, test and equivalence, and with both kinds of chance where it has `parts` of enough seeds."""
+def with_tests(means: Comparison, differences: Clusters) -> Comparison:
+    """`means` with interval and test of the questions, and with both kinds of chance where it has `parts` of
+    enough seeds."""
     if len(differences) < 2:
         return replace(means, refusal="one parallel question: no spread")
-    both = crossed(means.parts.to_numpy().T) if means.parts is not None else None
-    return replace(
-        means,
-        interval=bootstrap(differences),
-        test=sign_flip_test(differences, resamples),
-        both=both,
-        equivalent=_equivalent(means.metric, differences, both),
-    )
+    both = crossed(means.parts.to_numpy().T, means.chance) if means.parts is not None else None
+    return replace(means, interval=bootstrap(differences), test=sign_flip_test(differences), both=both)
 
 
-def _equivalent(metric: Metric, differences: Clusters, both: Crossed | None) -> bool:
-    if metric.key.startswith("rank_distance") or not equivalence_test(differences, MARGIN, ALPHA).equivalent:
-        return False
-    low, high = both.interval(1 - 2 * ALPHA) if both else (0.0, 0.0)
-    return low > -MARGIN and high < MARGIN
-
-
-def uncompared(every: Sequence[Arm]) -> list[str]:
+def uncompared(every: Sequence[Arm], family: Family | None = None) -> list[str]:
     """Pairs of one task, each in words, that no comparison has, because no seed of both is finished."""
     return [
         _pair_in_words(hybrid.name, rival.name, hybrid.group)
-        for hybrid, rival in _opponents(every)
+        for hybrid, rival in _opponents(every, family or Family())
         if not seeds_of(hybrid) & seeds_of(rival)
     ]
 
@@ -219,6 +238,6 @@ def cautions(comparisons: Sequence[Comparison], every: Sequence[Arm] = ()) -> li
         shown = " or ".join(map(str, counts))
         said.append(
             f"{len(few)} of {len(comparisons)} comparisons rest on {shown} {'seed' if counts == [1] else 'seeds'}: at least "
-            f"{FEWEST_SEEDS} are needed to tell a difference from the chance of training, which the tests below don't hold"
+            f"{FEWEST_SEEDS} are needed to tell a difference from the chance of training, so the tests speak of these runs alone"
         )
     return list(dict.fromkeys(said))

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from hybrid_scale.study.results.comparisons import Comparison
+from hybrid_scale.study.results.primary import Claim
 from hybrid_scale.study.results.scaling import Law, Priced
 from hybrid_scale.study.results.scores import Arm
 from hybrid_scale.study.results.trends import Trend
@@ -23,6 +24,38 @@ def means(found: Sequence[Arm]) -> pd.DataFrame:
         for seed, value in score.by_seed.items()
     ]
     return pd.DataFrame(rows, columns=["group", "arm", "kind", "seed", "metric", "value"])
+
+
+def claims_frame(found: Sequence[Claim]) -> pd.DataFrame:
+    """The primary family."""
+    rows = []
+    for each in found:
+        low, high = each.interval or (None, None)
+        rows.append(
+            {
+                "claim": each.kind,
+                "task": each.task,
+                "series": each.series,
+                "models": " ".join(each.models),
+                "arm": each.arm,
+                "rival": each.rival,
+                "metric": each.metric.key,
+                "estimate": each.estimate,
+                "low": low,
+                "high": high,
+                "standard_error": each.both.error if each.both else None,
+                "degrees_of_freedom": each.both.freedom if each.both else None,
+                "questions": each.both.questions if each.both else None,
+                "seeds": each.both.seeds if each.both else None,
+                "p": each.p,
+                "p_holm": each.adjusted,
+                "margin": each.margin,
+                "p_equivalent_holm": each.within,
+                "verdict": each.outcome,
+                "refusal": each.refusal,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def comparisons_frame(found: Sequence[Comparison]) -> pd.DataFrame:
@@ -42,8 +75,11 @@ def comparisons_frame(found: Sequence[Comparison]) -> pd.DataFrame:
             "seeds_sd": each.seeds.sd,
             "seeds_low": each.seeds.low,
             "seeds_high": each.seeds.high,
+            "margin": each.margin,
+            "p_equivalent_adjusted": each.within,
+            "family": each.family,
             "verdict": each.outcome,
-            "refusal": each.refusal,
+            "refusal": each.reason,
         }
         for each in found
     ]
@@ -64,6 +100,7 @@ def trends_frame(found: Sequence[Trend]) -> pd.DataFrame:
             "slope_per_tenfold": each.slope,
             **_tested(each),
             "seeds": each.seeds,
+            "p_curvature": each.curvature.p if each.curvature else None,
             "verdict": each.outcome,
             "refusal": each.refusal,
         }
@@ -73,7 +110,7 @@ def trends_frame(found: Sequence[Trend]) -> pd.DataFrame:
 
 
 def _tested(each: Comparison | Trend) -> dict[str, Any]:
-    """Interval and p over questions, and the interval over questions and seeds; null where there is none."""
+    """Interval and p over questions, then both over questions and seeds; null where there is none."""
     interval, test = each.interval, each.test
     low, high = each.both.interval() if each.both else (None, None)
     return {
@@ -81,10 +118,11 @@ def _tested(each: Comparison | Trend) -> dict[str, Any]:
         "high": interval.high if interval else None,
         "interval": interval.method if interval else None,
         "questions": test.clusters if test else None,
-        "p": test.p if test else None,
-        "p_holm": each.adjusted,
+        "p_questions": test.p if test else None,
         "both_low": low,
         "both_high": high,
+        "p": each.p,
+        "p_adjusted": each.adjusted,
     }
 
 

@@ -1,29 +1,31 @@
-"""Does what hybrid batches gain or cost change with model size? The slope of the difference over the sizes of a series.
+"""How the difference between two arms runs over model size: an exploratory line, and whether it is one.
 
-The slope is least squares of the difference on log10(parameters), so it is the change for ten times the parameters. All sizes
-answer the same questions with the same seeds, so it is paired as the differences are: question by question, seed by seed. Its
-chance is that of questions and seeds; the sizes are those of the study, not a sample. Knows no HTML.
+The slope is least squares of the difference on log10(parameters), so it is the change for ten times the
+parameters. Published families flatten near 2B, where one line from 0.5B says "moves" of sizes that don't: so
+the curvature is tested, and a slope whose sizes bend isn't stated. What the study claims of size is the
+change between two named sizes (primary.py). All sizes answer the same questions with the same seeds, so all
+is paired: question by question, seed by seed. The sizes are those of the study, not a sample. Knows no HTML.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
-import pandas as pd
 
-from hybrid_scale.statistics import RESAMPLES, Interval, Test, bootstrap, holm, sign_flip_test
-from hybrid_scale.study.results.comparisons import ALPHA, PER_TEST, Comparison
-from hybrid_scale.study.results.crossed import Crossed, clusters_of, crossed
+from hybrid_scale.statistics import Interval, Test, bootstrap, sign_flip_test
+from hybrid_scale.study.results.comparisons import Comparison
+from hybrid_scale.study.results.crossed import Crossed, clusters_of
+from hybrid_scale.study.results.primary import combined, contrast, discoveries
 from hybrid_scale.study.results.scores import Metric
+from hybrid_scale.study.results.verdicts import ALPHA, Outcome, verdict
 
-Direction = Literal["better with size", "worse with size", "these seeds only", "not shown", "not tested"]
+FEWEST_TO_BEND = 3
 
 
 @dataclass(frozen=True)
 class Trend:
-    """The difference `arm` minus `rival` over the sizes of one series."""
+    """The difference `arm` minus `rival` over the sizes of one series. Always exploratory."""
 
     task: str
     series: str
@@ -35,37 +37,47 @@ class Trend:
     slope: float
     """Change of the difference for ten times the parameters."""
     interval: Interval | None = None
+    """Of the questions alone, for these seeds."""
     test: Test | None = None
-    adjusted: float | None = None
-    """p after Holm over all trends of the study."""
+    """Of the questions alone, for these seeds."""
     both: Crossed | None = None
+    curvature: Crossed | None = None
+    """Second-degree coefficient on log10(parameters); None below three sizes or too few seeds."""
+    adjusted: float | None = None
+    """p after Benjamini-Hochberg over all trends of the study."""
     seeds: int = 0
     """Seeds finished at every size, which alone count."""
     refusal: str = ""
 
     @property
-    def outcome(self) -> Direction:
-        """In hybrid's eyes: a difference that rises is the better, unless low values are."""
-        if self.adjusted is None:
-            return "not tested"
-        if self.adjusted > ALPHA:
-            return "not shown"
-        if self.both is not None and self.both.holds_zero:
-            return "these seeds only"
-        return "better with size" if (self.slope > 0) == self.metric.higher_is_better else "worse with size"
+    def p(self) -> float | None:
+        """Of questions and seeds; below FEWEST_SEEDS seeds of questions alone."""
+        return self.both.p if self.both else self.test.p if self.test else None
+
+    @property
+    def bent(self) -> bool:
+        """Whether the differences are shown to bend over the sizes."""
+        return self.curvature is not None and self.curvature.p <= ALPHA
+
+    @property
+    def outcome(self) -> Outcome:
+        """ "better": the difference moves in favour of `arm` with size."""
+        if self.bent:
+            return "no straight line"
+        return verdict(self.slope if self.metric.higher_is_better else -self.slope, self.adjusted, None, self.both is None)
 
 
 def trends(comparisons: Sequence[Comparison]) -> list[Trend]:
-    """One for each task, series, pair of arms and measure with two sizes or more; untested ones carry a `refusal`."""
+    """One for each task, series, pair of arms and metric with two sizes or more; untested ones carry a
+    `refusal`."""
     by_line: dict[tuple[str, ...], list[Comparison]] = {}
     for each in sorted((each for each in comparisons if each.size is not None), key=_size):
         by_line.setdefault(_line(each), []).append(each)
     wanted = dict.fromkeys(map(_line, comparisons))  # in the order in which they are compared
     lines = [by_line[key] for key in wanted if len({each.size for each in by_line.get(key, ())}) > 1]
-    resamples = max(RESAMPLES, PER_TEST * len(lines))
-    found = [_trend(line, resamples) for line in lines]
-    adjusted = iter(holm([each.test.p for each in found if each.test is not None]))
-    return [replace(each, adjusted=next(adjusted)) if each.test is not None else each for each in found]
+    found = [_trend(line) for line in lines]
+    adjusted = discoveries([math.nan if each.p is None else each.p for each in found])
+    return [replace(each, adjusted=p) for each, p in zip(found, adjusted, strict=True)]
 
 
 def _line(each: Comparison) -> tuple[str, str, str, str, str]:
@@ -76,42 +88,43 @@ def _size(each: Comparison) -> float:
     return each.size or math.nan
 
 
-def _trend(line: Sequence[Comparison], resamples: int) -> Trend:
+def _trend(line: Sequence[Comparison]) -> Trend:
     first, weights = line[0], slope_weights([_size(each) for each in line])
     facts = (first.task, first.series, first.arm, first.rival, first.metric)
     differences = tuple(each.difference for each in line)
     means = Trend(*facts, tuple(map(_size, line)), differences, float(weights @ differences))
-    tables = [each.parts for each in line if each.parts is not None]
-    if len(tables) < len(line):
-        return replace(means, refusal="single queries of a size are missing")
-    if any(set(table.index) != set(tables[0].index) for table in tables):
-        return replace(means, refusal="the sizes answered different questions")
-    seeds = sorted(set.intersection(*({int(seed) for seed in table.columns} for table in tables)))
-    if not seeds:
-        return replace(means, refusal="no seed is finished at every size")
-    parts = _combined(tables, weights, seeds)
+    parts, refusal = combined(line, weights)
+    if parts is None:
+        return replace(means, refusal=refusal)
+    if parts.shape[1] < 2:
+        return replace(means, refusal="one parallel question: no spread")
     questions = clusters_of(parts.mean(0))
+    both, _ = contrast(line, weights)
+    bend = curvature_weights([_size(each) for each in line])
     return replace(
         means,
         slope=questions.estimate,
         interval=bootstrap(questions),
-        test=sign_flip_test(questions, resamples),
-        both=crossed(parts),
-        seeds=len(seeds),
+        test=sign_flip_test(questions),
+        both=both,
+        curvature=contrast(line, bend)[0] if bend is not None else None,
+        seeds=len(parts),
     )
 
 
 def slope_weights(sizes: Sequence[float]) -> np.ndarray:
     """w with w @ y the least-squares slope of y on log10(size)."""
+    return _weights(sizes, 1)
+
+
+def curvature_weights(sizes: Sequence[float]) -> np.ndarray | None:
+    """w with w @ y the coefficient of log10(size)^2 in the least-squares parabola; None below three different
+    sizes."""
+    return _weights(sizes, 2) if len(set(sizes)) >= FEWEST_TO_BEND else None
+
+
+def _weights(sizes: Sequence[float], degree: int) -> np.ndarray:
+    """Those of the highest coefficient of the least-squares polynomial of `degree` in log10(size)."""
     x = np.log10(np.asarray(sizes, np.float64))
-    centred = x - x.mean()
-    weights: np.ndarray = centred / (centred @ centred)
+    weights: np.ndarray = np.linalg.pinv(np.vander(x - x.mean(), degree + 1))[0]
     return weights
-
-
-def _combined(tables: Sequence[pd.DataFrame], weights: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-    """Shares of the slope [seeds, questions]."""
-    questions = tables[0].index
-    stacked = np.stack([table.loc[questions, list(seeds)].to_numpy().T for table in tables])
-    combined: np.ndarray = np.tensordot(weights, stacked, 1)
-    return combined

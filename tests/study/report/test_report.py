@@ -160,9 +160,9 @@ def test_measures_that_arent_known_here_are_shown_all_the_same(tmp_path: Path) -
 
 def test_missing_single_queries_are_said_and_the_means_are_shown(tmp_path: Path) -> None:
     text = squeezed(page(fabricated(tmp_path)).text)
-    assert "cross mAP: better, not tested (+0.0316)" in text
+    assert "cross mAP: not judged (+0.0316)" in text
     assert "No table of single queries for hybrid.seed-0, mono.seed-0" in text
-    assert "0 paired tests" in text
+    assert "0 paired comparisons" in text
 
 
 def made(scores: dict[str, dict[str, float]], *others: dict[str, dict[str, float]]) -> list[Arm]:

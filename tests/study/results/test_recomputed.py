@@ -57,33 +57,45 @@ def flips(values: np.ndarray) -> float:
     return float((np.abs(signs @ values) >= abs(values.sum()) - 1e-12).mean())
 
 
-def holm(p: pd.Series) -> pd.Series:
-    """Largest of (n - rank) p so far, at most 1."""
-    ordered, adjusted, worst = p.sort_values(), {}, 0.0
-    for rank, (index, value) in enumerate(ordered.items()):
-        worst = max(worst, (len(p) - rank) * value)
-        adjusted[index] = min(1.0, worst)
+def benjamini_hochberg(p: pd.Series) -> pd.Series:
+    """Smallest of n p / rank from here on."""
+    ordered, adjusted, least = p.sort_values(ascending=False), {}, 1.0
+    for rank, (index, value) in zip(range(len(p), 0, -1), ordered.items(), strict=True):
+        least = min(least, len(p) / rank * value)
+        adjusted[index] = least
     return pd.Series(adjusted).reindex(p.index)
 
 
-def two_way(cell: pd.DataFrame) -> tuple[float, float]:
-    """95 % of questions and seeds; `cell`: rows are questions, columns seeds."""
+def two_way(cell: pd.DataFrame, of_seeds: float, freedom: float) -> tuple[float, float, float]:
+    """95 % of questions and seeds, and p; `cell`: rows are questions, columns seeds; variance of a seed's mean from all arms.
+
+    Three arms of three seeds: 6 degrees of freedom, too few for Satterthwaite's approximation, so the test has no more.
+    """
     questions, seeds = cell.shape
     mean = cell.to_numpy().mean()
     rest = cell.sub(cell.mean(axis=1), axis=0).sub(cell.mean(axis=0), axis=1) + mean
     square_questions, square_seeds = seeds * cell.mean(axis=1).var(ddof=1), questions * cell.mean(axis=0).var(ddof=1)
     square_rest = float((rest**2).to_numpy().sum() / ((questions - 1) * (seeds - 1)))
-    whole = square_questions + square_seeds - square_rest
-    freedom = whole**2 / (
-        square_questions**2 / (questions - 1) + square_seeds**2 / (seeds - 1) + square_rest**2 / ((questions - 1) * (seeds - 1))
-    )
-    largest = max((whole, freedom), (square_questions, questions - 1), (square_seeds, seeds - 1))
-    low, high = stats.t.interval(0.95, largest[1], mean, (largest[0] / questions / seeds) ** 0.5)
-    return float(low), float(high)
+    square_seeds = max(square_seeds, questions * of_seeds)
+    square = max(square_questions + square_seeds - square_rest, square_questions, square_seeds)
+    if freedom > 10:
+        satterthwaite = square_questions**2 / (questions - 1) + square_seeds**2 / freedom
+        satterthwaite += square_rest**2 / ((questions - 1) * (seeds - 1))
+        freedom = max(square**2 / satterthwaite, min(freedom, questions - 1))
+    error = (square / questions / seeds) ** 0.5
+    low, high = stats.t.interval(0.95, freedom, mean, error)
+    return float(low), float(high), float(2 * stats.t.sf(abs(mean) / error, freedom))
+
+
+def of_seeds(study: Plan) -> pd.Series:
+    """Variance of the difference of two arms between seeds, by model and measure, from the means of all arms."""
+    means = cells(study).groupby(["model", "measure", "arm", "seed"])["value"].mean()
+    variances: pd.Series = 2 * means.groupby(["model", "measure", "arm"]).var(ddof=1).groupby(["model", "measure"]).mean()
+    return variances
 
 
 def test_differences_tests_and_intervals(study: Plan, differences: pd.DataFrame) -> None:
-    stated = table(study, "comparisons.csv").set_index(KEY)
+    stated, variances = table(study, "comparisons.csv").set_index(KEY), of_seeds(study)
     assert len(stated) == len(SIZES) * 2 * 4
     for key, rows in differences.groupby(KEY):
         line = stated.loc[key]
@@ -91,31 +103,63 @@ def test_differences_tests_and_intervals(study: Plan, differences: pd.DataFrame)
         by_question = cell.mean(axis=1).to_numpy()
         assert line["difference"] == pytest.approx(by_question.mean(), abs=1e-12)
         assert (line["questions"], line["seeds"]) == (14, 3)
-        assert line["p"] == pytest.approx(flips(by_question), abs=0.01)
+        assert line["p_questions"] == pytest.approx(flips(by_question), abs=0.01)
         spread = stats.t.interval(0.95, 2, cell.mean().mean(), stats.sem(cell.mean()))
         assert (line["seeds_low"], line["seeds_high"]) == (pytest.approx(spread[0]), pytest.approx(spread[1]))
-        assert (line["both_low"], line["both_high"]) == tuple(map(pytest.approx, two_way(cell)))
+        expected = two_way(cell, variances[key[0], key[2]], 6)
+        assert (line["both_low"], line["both_high"], line["p"]) == tuple(map(pytest.approx, expected))
         drawn = stats.bootstrap((by_question,), np.mean, n_resamples=4_999, rng=2).confidence_interval
         width = drawn.high - drawn.low
         assert (line["low"], line["high"]) == (
             pytest.approx(drawn.low, abs=0.1 * width),
             pytest.approx(drawn.high, abs=0.1 * width),
         )
-    pd.testing.assert_series_equal(stated["p_holm"], holm(stated["p"]), check_names=False)
+    explored = stated[stated["family"] == "exploratory"]
+    expected = benjamini_hochberg(explored["p"])
+    pd.testing.assert_series_equal(explored["p_adjusted"], expected, check_names=False)
+
+
+def test_the_primary_family(study: Plan, differences: pd.DataFrame) -> None:
+    """At the largest size, and the change from the smallest: Holm over all twelve, whose p hold questions and seeds."""
+    stated, variances = table(study, "primary.csv"), of_seeds(study)
+    assert len(stated) == 2 * 3 * 2
+    expected = []
+    for line in stated.to_dict("records"):
+        rows = differences[(differences["rival"] == line["rival"]) & (differences["measure"] == line["metric"])]
+        wide = rows.pivot_table(index="group", columns=["model", "seed"], values="value")
+        larger, smaller = (variances[model, line["metric"]] for model in ("32B", "0.5B"))
+        if line["claim"] == "difference":
+            cell, chance = wide["32B"], (larger, 6)
+        else:
+            cell = wide["32B"] - wide["0.5B"]
+            chance = (larger + smaller, (larger + smaller) ** 2 / (larger**2 / 6 + smaller**2 / 6))
+        assert line["estimate"] == pytest.approx(cell.to_numpy().mean())
+        low, high, p = two_way(cell, *chance)
+        assert (line["low"], line["high"], line["p"]) == (pytest.approx(low), pytest.approx(high), pytest.approx(p))
+        expected.append(p)
+    order, adjusted, worst = np.argsort(expected), np.empty(12), 0.0
+    for rank, place in enumerate(order):
+        worst = max(worst, min(1.0, (12 - rank) * expected[place]))
+        adjusted[place] = worst
+    assert stated["p_holm"].tolist() == pytest.approx(adjusted.tolist())
 
 
 def test_verdicts_follow_from_the_numbers(study: Plan) -> None:
-    for line in table(study, "comparisons.csv").to_dict("records"):
-        gain = -line["difference"] if line["measure"] == "rank_distance" else line["difference"]
-        if line["p_holm"] <= 0.05:
-            sure = line["both_low"] > 0 or line["both_high"] < 0
-            assert line["verdict"] == (("better" if gain > 0 else "worse") if sure else "these seeds only")
+    both = [*table(study, "comparisons.csv").to_dict("records"), *table(study, "primary.csv").to_dict("records")]
+    for line in both:
+        change = line.get("difference", line.get("estimate"))
+        adjusted = line.get("p_adjusted", line.get("p_holm"))
+        gain = -change if line.get("measure") == "rank_distance" else change
+        if adjusted <= 0.05:
+            assert line["verdict"] == ("better" if gain > 0 else "worse")
         else:
             assert line["verdict"] in ("not shown", "equivalent")
+        within = line.get("p_equivalent_adjusted", line.get("p_equivalent_holm"))
+        assert (line["verdict"] == "equivalent") == (adjusted > 0.05 and within <= 0.05)
 
 
 def test_slopes_over_size(study: Plan, differences: pd.DataFrame) -> None:
-    stated = table(study, "trends.csv").set_index(["rival", "measure"])
+    stated, variances = table(study, "trends.csv").set_index(["rival", "measure"]), of_seeds(study)
     sizes = table(study, "comparisons.csv").groupby("model")["parameters"].first()
     assert {name: round(sizes[name] / size, 1) for name, size in SIZES.items()} == dict.fromkeys(SIZES, 1.0)
     for key, rows in differences.groupby(["rival", "measure"]):
@@ -131,9 +175,14 @@ def test_slopes_over_size(study: Plan, differences: pd.DataFrame) -> None:
                 for seed, of_seed in rows.groupby("seed")
             }
         )
-        assert line["p"] == pytest.approx(flips(cell.mean(axis=1).to_numpy()), abs=0.01)
-        assert (line["both_low"], line["both_high"]) == tuple(map(pytest.approx, two_way(cell)))
-    pd.testing.assert_series_equal(stated["p_holm"], holm(stated["p"]), check_names=False)
+        assert line["p_questions"] == pytest.approx(flips(cell.mean(axis=1).to_numpy()), abs=0.01)
+        x = np.log10(sizes[means.index].astype(float))
+        weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+        shares = np.array([weights[model] ** 2 * variances[model, key[1]] for model in means.index])
+        expected = two_way(cell, shares.sum(), shares.sum() ** 2 / (shares**2 / 6).sum())
+        assert (line["both_low"], line["both_high"], line["p"]) == tuple(map(pytest.approx, expected))
+    expected = benjamini_hochberg(stated["p"])
+    pd.testing.assert_series_equal(stated["p_adjusted"], expected, check_names=False)
 
 
 def test_power_laws(study: Plan) -> None:
