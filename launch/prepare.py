@@ -6,6 +6,10 @@ python launch/prepare.py pairs --path a.jsonl.gz b.jsonl --out data/train --reje
 python launch/prepare.py pairs --path nq.jsonl.gz --out data/train --contains nq        # so that results on NQ say in-domain
 python launch/prepare.py beir_set --option name=scifact --path beir/scifact --out data/scifact
 python launch/prepare.py beir_set --option name=cqadupstack --path beir/cqadupstack --out data/cqadupstack   # its twelve parts
+python launch/prepare.py mix --path launch/configs/mix_standard.yaml --out data/train --decontaminate data/xquad_r
+
+--decontaminate drops training rows that give an evaluation away (their query or most of their passage is one of a set's), with
+their translations, and lists them in OUT/decontaminated.jsonl; the source is read twice.
 
 The parts of a set are prepared one after another; those that are there already are kept.
 """
@@ -15,18 +19,23 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hybrid_scale.config import load_config
+from hybrid_scale.data.decontaminate import Report, find, open_evaluations, without
 from hybrid_scale.data.folder import Rejects
+from hybrid_scale.data.prepared import open_manifest
 from hybrid_scale.data.records import Record
 from hybrid_scale.data.sources.beir_sets import parts_of
-from hybrid_scale.data.sources.domains import check_contains, facts
+from hybrid_scale.data.sources.domains import check_contains, facts, is_retrieval
+from hybrid_scale.data.sources.mix import load_mix
 from hybrid_scale.data.sources.registry import READERS, options, reader
 from hybrid_scale.data.summary import summarize
 from hybrid_scale.data.writing import write
 from hybrid_scale.errors import ConfigError, DataError, HybridScaleError, describe, explain
+from hybrid_scale.runs import read_json, write_json, write_text
 
 PROGRESS_EVERY_ROWS = 100_000
 
@@ -37,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         encoder = text_encoder(given.config) if given.config else None
         chosen = options(given.source, _options(given))
+        if given.source == "mix":
+            given.contains = sorted({*given.contains, *load_mix(chosen["path"]).contains})
         check_contains(given.source, chosen, given.contains)
+        if given.decontaminate and is_retrieval(given.source, chosen):
+            rule = "only a training set is decontaminated; name the retrieval sets behind this option"
+            raise ConfigError(describe("--decontaminate", given.source, rule, "Leave it out."))
         parts = parts_of(chosen["name"]) if given.source == "beir_set" else ()
         if parts:
             prepare_parts(given, chosen, parts, encoder)
@@ -51,13 +65,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def prepare(given: argparse.Namespace, chosen: dict[str, Any], out: Path, rejects: Path | None, encoder: Any) -> None:
     """Read, check and write one set; print what it holds."""
-    records = _with_progress(reader(given.source)(**chosen))
+    read = partial(reader(given.source), **chosen)
     source = {"name": given.source, **_plain(chosen)}
     listed = Rejects(rejects, "--rejects FILE lists bad rows there instead of stopping.")
-    write(records, out, source, listed, facts(given.source, chosen, given.contains))
+    stated = facts(given.source, chosen, given.contains)
+    if given.source == "mix":
+        stated["mix"] = load_mix(chosen["path"]).facts()
+    if given.source == "held_in":
+        stated = {**stated, **{key: value for key, value in inherited(chosen["path"]).items() if stated.get(key) is None}}
+    if given.decontaminate:
+        groups, report = find(_with_progress(read()), open_evaluations(given.decontaminate))
+        write(without(_with_progress(read()), groups, report), out, source, listed, stated)
+        add_report(out, report)
+    else:
+        write(_with_progress(read()), out, source, listed, stated)
     print(summarize(out))
+    if given.decontaminate:
+        print(report.text())
     if encoder is not None:
         print("\n".join(write_token_lengths(out, encoder)))
+
+
+def inherited(path: Path) -> dict[str, Any]:
+    """What a part of a training set takes over from the manifest of the whole."""
+    manifest = open_manifest(path, "pairs")
+    return {key: manifest[key] for key in ("contains", "mix", "decontamination") if key in manifest}
+
+
+def add_report(out: Path, report: Report) -> None:
+    """`decontamination` in the manifest, and every dropped row in `decontaminated.jsonl`."""
+    write_text(out / "decontaminated.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in report.rows))
+    write_json(out / "manifest.json", {**read_json(out / "manifest.json"), "decontamination": report.facts()})
 
 
 def prepare_parts(given: argparse.Namespace, chosen: dict[str, Any], parts: Sequence[str], encoder: Any) -> None:
@@ -106,6 +144,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="another option of the reader")
     parser.add_argument(
         "--contains", nargs="+", default=[], metavar="SOURCE", help="what a training set was made from: in-domain flags"
+    )
+    parser.add_argument(
+        "--decontaminate",
+        nargs="+",
+        default=[],
+        metavar="SET[:relevant]",
+        help="prepared retrieval sets: training rows that give them away are dropped and listed; `:relevant` compares with the"
+        " relevant passages of a large corpus alone",
     )
     parser.add_argument("--config", type=Path, metavar="RUN.yaml", help="also count tokens with this run's tokenizer and prompts")
     return parser

@@ -68,6 +68,9 @@ class Pairs:
         self.negative_offsets = self._array("negative_offsets")
         """[R + 1] the row's hard negatives are negatives[offsets[r]:offsets[r + 1]]."""
         self.negatives = self._array("negatives")
+        self.source_names: list[str] = self.manifest.get("source_names", [])
+        self.source = self._array("source") if self.source_names else None
+        """[R] number of the row's source in `source_names`; None: the set isn't a mix."""
 
     def _array(self, name: str) -> np.ndarray:
         return open_array(self.directory / f"{name}.npy")

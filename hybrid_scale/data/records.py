@@ -27,6 +27,8 @@ class Pair:
     """Not a monolingual pair by itself (a sentence and its own copy), only raw material of cross pairs."""
     body: str = ""
     """The passage without its title, where it has one: it tells another title from another text in messages."""
+    source: str = ""
+    """Name of the source in a mix of several."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ def summarize(directory: Path) -> str:
     lines = [f"{directory}: {kind}, {len(languages)} languages, fingerprint {fingerprint[:12]}"]
     lines += [f"  {key.replace('_', ' '):32} {value:>12,}" for key, value in numbers]
     lines += [f"  note: {note}." for note in manifest.get("notes", [])]
+    lines += source_lines(Pairs(directory)) if manifest.get("source_names") else []
     lines += pair_lines(Pairs(directory)) if kind == "pairs" else retrieval_lines(RetrievalSet(directory))
     return "\n".join(lines)
 
@@ -40,11 +41,39 @@ def pair_lines(pairs: Pairs) -> list[str]:
     return [*lines, f"    and {rest} more language pairs"] if rest else lines
 
 
-def cross_pairs(pairs: Pairs) -> int:
+def by_source(pairs: Pairs) -> dict[str, dict[str, int]]:
+    """Of each source of a mix: its rows, languages, parallel groups, hard negatives, and ordered cross pairs within groups."""
+    if pairs.source is None:
+        return {}
+    found = {}
+    for number, name in enumerate(pairs.source_names):
+        rows = np.asarray(pairs.source) == number
+        found[name] = {
+            "rows": int(rows.sum()),
+            "languages": len(np.unique(np.concatenate([pairs.query_lang[rows], pairs.passage_lang[rows]]))),
+            "groups": len(np.unique(pairs.group[rows])),
+            "hard_negatives": int(np.diff(pairs.negative_offsets)[rows].sum()),
+            "cross_pairs": cross_pairs(pairs, rows),
+        }
+    return found
+
+
+def source_lines(pairs: Pairs) -> list[str]:
+    """A line for each source of a mix, with its licence."""
+    licences = pairs.manifest.get("mix", {}).get("sources", {})
+    lines = [f"  {'source':20} {'rows':>12} {'languages':>10} {'groups':>12} {'cross pairs':>14} {'hard negatives':>15}  licence"]
+    for name, one in by_source(pairs).items():
+        numbers = f"{one['rows']:>12,} {one['languages']:>10} {one['groups']:>12,} {one['cross_pairs']:>14,}"
+        licence = licences.get(name, {}).get("licence", "not stated")
+        lines.append(f"  {name:20} {numbers} {one['hard_negatives']:>15,}  {licence}")
+    return lines
+
+
+def cross_pairs(pairs: Pairs, rows: np.ndarray | slice = slice(None)) -> int:
     """Ordered (row's query, other row's passage) of one group in two languages."""
     languages, groups = len(pairs.languages), pairs.manifest["groups"]
     queries, passages = (
-        np.bincount(np.asarray(pairs.group) * languages + column, minlength=groups * languages).reshape(groups, languages)
+        np.bincount((np.asarray(pairs.group) * languages + column)[rows], minlength=groups * languages).reshape(groups, languages)
         for column in (pairs.query_lang, pairs.passage_lang)
     )
     return int((queries.sum(1) * passages.sum(1) - (queries * passages).sum(1)).sum())

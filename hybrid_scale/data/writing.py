@@ -154,6 +154,7 @@ class _PairTable:
         self.query_lang, self.passage_lang, self.cross_only = array("h"), array("h"), array("b")
         self.held = array("i")
         """Hard negatives of each row."""
+        self.sources, self.source = _Codes(), array("h")
 
     def refusal(self, pair: Pair) -> Bad | None:
         first = self.ids.get(key_of(pair.id))
@@ -172,7 +173,13 @@ class _PairTable:
         self.passage_lang.append(self.languages(pair.passage_lang))
         self.cross_only.append(pair.cross_only)
         self.held.append(len(pair.negatives))
+        self.source.append(self.sources(pair.source))
         self.negatives.extend(self.passages.number(pid, pair.passage_lang, text, pair.where) for pid, text in pair.negatives)
+
+    @property
+    def named(self) -> bool:
+        """Whether rows say which source of a mix they come from."""
+        return any(self.sources.numbers)
 
     def close(self) -> None:
         self.queries.close()
@@ -185,7 +192,9 @@ class _PairTable:
         passage = _numpy(self.passage)[order]
         offsets, negatives = _reordered(_numpy(self.held), _numpy(self.negatives), order)
         row_family, passage_family = families(group[order], passage, self.passages.writer.count)
+        named = {"source": _numpy(self.source)[order]} if self.named else {}
         return {
+            **named,
             "query": order.astype(np.int64),
             "group": group[order],
             "passage": passage,
@@ -224,6 +233,7 @@ def _fill_pairs(records: Iterable[Record], directory: Path, source: dict[str, An
         "groups": table.groups.count,
         "passages": table.passages.writer.count,
         "passage_ids_with_a_known_text": table.passages.same_text,
+        **({"source_names": list(table.sources.numbers)} if table.named else {}),
         "notes": notes,
     }
 

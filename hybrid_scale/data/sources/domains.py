@@ -115,7 +115,11 @@ def check_contains(source: str, options: Mapping[str, Any], contains: Sequence[s
 
 def is_retrieval(source: str, options: Mapping[str, Any]) -> bool:
     """Whether a reader with these options gives a retrieval set."""
-    return source in RETRIEVAL_ONLY or options.get("kind") == "retrieval" or (source, options.get("split")) == ("demo", "test")
+    return (
+        source in (*RETRIEVAL_ONLY, "held_out")
+        or options.get("kind") == "retrieval"
+        or (source, options.get("split")) == ("demo", "test")
+    )
 
 
 def facts(source: str, options: Mapping[str, Any], contains: Sequence[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 from hybrid_scale.data.records import Record
 from hybrid_scale.data.sources import (
+    again,
     beir,
     beir_sets,
     belebele,
@@ -17,6 +18,7 @@ from hybrid_scale.data.sources import (
     demo,
     hub,
     miracl,
+    mix,
     mlqa_r,
     mmarco,
     mr_tydi,
@@ -28,15 +30,25 @@ from hybrid_scale.errors import ConfigError, describe, nearest
 
 Reader = Callable[..., Iterator[Record]]
 
+
+def read_mix(path: Path, languages: tuple[str, ...] = ()) -> Iterator[Record]:
+    """Rows of every source that the mix at `path` names (sources/mix.py)."""
+    return mix.read(path, languages, lambda name, given: reader(name)(**options(name, given)))
+
+
 READERS: dict[str, Reader] = {
     "beir": beir.read,
     "beir_set": beir_sets.read,
     "belebele": belebele.read,
     "bitext": bitext.read,
     "demo": demo.read,
+    "held_in": again.read_held_in,
+    "held_out": again.read_held_out,
     "hub": hub.read,
+    "judged": again.read_judged,
     "miracl": miracl.read,
     "miracl_hard": miracl.read_hard_negatives,
+    "mix": read_mix,
     "mlqa_r": mlqa_r.read,
     "mmarco": mmarco.read,
     "mr_tydi": mr_tydi.read,
