@@ -6,10 +6,12 @@ Refuses to do work: no file but the YAML is opened, no library is loaded, nothin
 import copy
 import datetime
 import json
+import math
 import re
-from collections.abc import Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -127,7 +129,7 @@ class LoraSettings(Section):
 class ModelSettings(Section):
     base: str
     """Folder or Hugging Face id of a decoder with its tokenizer."""
-    revision: str | None = None
+    revision: Annotated[str, Field(min_length=1)] | None = None
     trust_remote_code: bool = False
     quantization: Literal["none", "nf4"] = "none"
     """`nf4`: bitsandbytes 4-bit with double quantisation; needs `lora`."""
@@ -363,6 +365,12 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _TextLoader(_Loader):
+    """The same for lists of texts: 007, no and 1e5 stay as they were typed."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML's own class attribute)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError: missing, not YAML, not a mapping, a key twice."""
     if not path.is_file():
@@ -383,9 +391,9 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     return tree
 
 
-def _load_yaml(text: str, where: str, of_file: bool = True) -> Any:
+def _load_yaml(text: str, where: str, of_file: bool = True, loader: type[_Loader] = _Loader) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, loader)  # noqa: S506 (a SafeLoader)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     except yaml.YAMLError as error:
@@ -395,28 +403,90 @@ def _load_yaml(text: str, where: str, of_file: bool = True) -> Any:
         raise ConfigError(f"{where}{line}: not YAML: {problem}.") from None
 
 
-def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of `tree` with `section.key=value` set; the value is read as YAML. Raises ConfigError on another form."""
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str], kind: type[BaseModel] | None = None) -> dict[str, Any]:
+    """A copy of `tree` with `section.key=value` set. Raises ConfigError on another form.
+
+    The value is read as YAML, but where the setting of `kind` is a text it is taken as it was typed, whatever YAML makes of
+    it: nothing is an empty text, 61e9540 and 007 are no numbers. Quotes around the whole text are not part of it.
+    """
     result = copy.deepcopy(tree)
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = path.split(".")
         if not equals or not all(keys):
             raise ConfigError(describe("override", override, "must read section.key=value"))
-        node = result
-        for key in keys[:-1]:
-            if node.get(key) is None:
-                node[key] = {}
-            node = node[key]
-            if not isinstance(node, dict):
-                raise ConfigError(describe(f"override {path}", override, f"'{key}' is a value, not a section"))
-        node[keys[-1]] = _load_yaml(text, f"override {override!r}", of_file=False)
+        _set(result, keys, _value(text, f"override {override!r}", _type_at(kind, keys) if kind else None), override)
     return result
+
+
+def with_settings(tree: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `tree` with values set by their dotted keys. Raises ConfigError where a key leads through a value."""
+    result = copy.deepcopy(tree)
+    for key, value in settings.items():
+        _set(result, key.split("."), copy.deepcopy(value), key)
+    return result
+
+
+def _set(tree: dict[str, Any], keys: Sequence[str], value: Any, said: str) -> None:
+    node = tree
+    for key in keys[:-1]:
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict):
+            raise ConfigError(describe(f"override {'.'.join(keys)}", said, f"'{key}' is a value, not a section"))
+    node[keys[-1]] = value
+
+
+def _value(text: str, where: str, wanted: Any) -> Any:
+    """What the text of an override says for a setting of the type `wanted`; None: unknown."""
+    choices = _choices(wanted)
+    texts = [choice for choice in choices if choice is not types.NoneType]
+    if texts == [str]:
+        if types.NoneType in choices and text in ("null", "~"):
+            return None
+        return _as_typed(text, where)
+    if any(get_origin(choice) is tuple and get_args(choice)[:1] == (str,) for choice in choices):
+        return _load_yaml(text, where, of_file=False, loader=_TextLoader)
+    return _load_yaml(text, where, of_file=False)
+
+
+def _as_typed(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(describe(where, text, "a text must be in UTF-8")) from None
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return str(_load_yaml(text, where, of_file=False)) if quoted else text
+
+
+def _choices(wanted: Any) -> list[Any]:
+    """The members of a union, without what is noted of them."""
+    if get_origin(wanted) is Annotated:
+        return _choices(get_args(wanted)[0])
+    if get_origin(wanted) in (Union, types.UnionType):
+        return [choice for member in get_args(wanted) for choice in _choices(member)]
+    return [wanted]
+
+
+def _type_at(kind: type[BaseModel], keys: Sequence[str]) -> Any:
+    """The type of the setting at `keys`; None where there is no such setting."""
+    wanted: Any = kind
+    for key in keys:
+        sections = [choice for choice in _choices(wanted) if isinstance(choice, type) and issubclass(choice, BaseModel)]
+        mappings = [choice for choice in _choices(wanted) if get_origin(choice) is dict]
+        if sections and key in sections[0].model_fields:
+            wanted = sections[0].model_fields[key].annotation
+        elif mappings:
+            wanted = get_args(mappings[0])[1]
+        else:
+            return None
+    return wanted
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """YAML file + overrides -> RunConfig. Raises ConfigError naming every offending key."""
-    return validate(RunConfig, apply_overrides(read_yaml(path), overrides), str(path))
+    return validate(RunConfig, apply_overrides(read_yaml(path), overrides, RunConfig), str(path))
 
 
 def validate(kind: type[S], tree: dict[str, Any], where: str) -> S:
@@ -461,7 +531,19 @@ def _to_json(tree: dict[str, Any], where: str) -> str:
     try:
         return json.dumps(tree, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
+        for key, value in _not_finite(tree) if isinstance(error, ValueError) and "Circular" not in str(error) else ():
+            remedy = "Put it in quotes, where it is meant as a text."
+            raise ConfigError(describe(key, value, "a number must be finite", remedy)) from None
         raise ConfigError(f"a value isn't a plain number, text, list or mapping: {error}.") from None
+
+
+def _not_finite(tree: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Infinite numbers of a tree, and those that are none, with their keys."""
+    if isinstance(tree, float) and not math.isfinite(tree):
+        yield path, tree
+    members = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, member in members:
+        yield from _not_finite(member, f"{path}.{key}" if path else str(key))
 
 
 def _explain(kind: type[BaseModel], problem: Any) -> str:
@@ -471,9 +553,14 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
         return describe(key, problem["input"], "unknown key", nearest(path[-1], _fields_at(kind, path[:-1])))
     if problem["type"] == "missing":
         return describe(key, "nothing", "this key is required", "Set it.")
-    # YAML 1.1, which PyYAML reads, takes no, off, yes and on for truth values: no is also Norwegian.
-    quotes = "Put it in quotes." if problem["type"] == "string_type" and isinstance(problem["input"], bool) else ""
-    return describe(key, problem["input"], problem["msg"][0].lower() + problem["msg"][1:], quotes)
+    remedy = ""
+    if problem["type"] == "string_type" and problem["input"] is None:
+        remedy = 'Write "" for an empty text.'
+    elif problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float):
+        # YAML 1.1, which PyYAML reads, takes no, off, yes and on for truth values (no is also Norwegian), 1234567 and
+        # 12:30 for numbers.
+        remedy = "Put it in quotes."
+    return describe(key, problem["input"], problem["msg"][0].lower() + problem["msg"][1:], remedy)
 
 
 def _fields_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:

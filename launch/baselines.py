@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_scale import dist
+from hybrid_scale.command_line import read_arguments
 from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.errors import ConfigError, describe
 from hybrid_scale.retrieval.baselines import run as baselines
@@ -48,7 +49,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--save-vectors", type=Path, help="also keep encoders' vectors, as FOLDER/ENCODER/SET")
     room = "memory for a rank's passages; beyond it they are read from disk (default 4)"
     parser.add_argument("--memory-gib", type=float, default=4.0, help=room)
-    return parser.parse_args(given)
+    return read_arguments(parser, given)
 
 
 def checked(chosen: argparse.Namespace) -> argparse.Namespace:

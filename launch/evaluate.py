@@ -22,6 +22,7 @@ from typing import Any
 
 from hybrid_scale import dist
 from hybrid_scale.checkpoints import chosen as checkpoint_of
+from hybrid_scale.command_line import read_arguments
 from hybrid_scale.config import load_config
 from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.errors import RunError, describe
@@ -55,7 +56,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     own = "a passage with the query's id is no result (BEIR's rule; by default as the prepared set says)"
     parser.add_argument("--drop-own-id", action=argparse.BooleanOptionalAction, default=None, help=own)
     parser.add_argument("--memory-gib", type=float, help="memory for a rank's vectors (default: evaluation.shard_memory_gib)")
-    chosen = parser.parse_args(given)
+    chosen = read_arguments(parser, given)
     _refuse_contradictions(parser, chosen)
     return chosen
 

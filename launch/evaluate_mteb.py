@@ -15,6 +15,7 @@ from typing import Any
 
 from hybrid_scale import dist
 from hybrid_scale.checkpoints import chosen as checkpoint_of
+from hybrid_scale.command_line import read_arguments
 from hybrid_scale.config import load_config
 from hybrid_scale.errors import ModelError, RunError, describe
 from hybrid_scale.planning.planner import as_planned
@@ -32,7 +33,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     source.add_argument("--exported", help="folder that launch/export.py wrote, or any sentence-transformers model")
     parser.add_argument("--tasks", nargs="+", required=True, help="mteb's names of tasks")
     parser.add_argument("--out", type=Path, required=True, help="folder of mteb's results")
-    return parser.parse_args(given)
+    return read_arguments(parser, given)
 
 
 def encoder(chosen: argparse.Namespace) -> MtebEncoder:

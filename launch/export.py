@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_scale.checkpoints import complete, damage, folder_name, latest
+from hybrid_scale.command_line import read_arguments
 from hybrid_scale.config import RunConfig
 from hybrid_scale.data.text import load_text_encoder
 from hybrid_scale.errors import HybridScaleError, RunError, describe, explain
@@ -35,7 +36,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", metavar="NAME", help="the base's name on the Hub, where the run's base is a folder")
     parser.add_argument("--license", default="other", help="licence of the model card (default other)")
     parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to this Hub repository")
-    chosen = parser.parse_args(given)
+    chosen = read_arguments(parser, given)
     if chosen.shard_size <= 0:
         parser.error("--shard-size must be above 0")
     if chosen.push and (len(chosen.format) > 1 or not re.fullmatch(r"[\w.-]+/[\w.-]+", chosen.push)):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hybrid_scale.command_line import read_arguments
 from hybrid_scale.config import RunConfig, load_config, read_yaml
 from hybrid_scale.errors import ConfigError, HybridScaleError, describe
 from hybrid_scale.planning.forecast import Texts, text_lengths
@@ -64,7 +65,7 @@ def parse() -> argparse.Namespace:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="bytes, seconds and settings as values")
     form.add_argument("--markdown", action="store_true", help="the same tables for a paper's appendix")
-    return parser.parse_intermixed_args()
+    return read_arguments(parser)
 
 
 @dataclass(frozen=True)

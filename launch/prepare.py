@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hybrid_scale.command_line import read_arguments
 from hybrid_scale.config import load_config
 from hybrid_scale.data.decontaminate import Report, find, open_evaluations, without
 from hybrid_scale.data.folder import Rejects
@@ -42,7 +43,7 @@ PROGRESS_EVERY_ROWS = 100_000
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 with a message on stderr."""
-    given = _parser().parse_args(arguments)
+    given = read_arguments(_parser(), arguments)
     try:
         encoder = text_encoder(given.config) if given.config else None
         chosen = options(given.source, _options(given))

@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from hybrid_scale.command_line import read_arguments
 from hybrid_scale.errors import HybridScaleError, explain
 from hybrid_scale.model.quantize import quantize
 
@@ -19,7 +20,7 @@ def main() -> int:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="model.dtype of the runs to come")
     parser.add_argument("--revision")
     parser.add_argument("--hash", action="store_true", help="note a hash of all source bytes as well (reads them once more)")
-    given = parser.parse_args()
+    given = read_arguments(parser)
     try:
         manifest = quantize(given.model, given.out, given.dtype, given.revision, given.hash)
     except (HybridScaleError, OSError) as error:

@@ -9,6 +9,7 @@ import argparse
 import sys
 
 from hybrid_scale import dist
+from hybrid_scale.command_line import read_arguments
 from hybrid_scale.train.selftest import report
 
 
@@ -19,7 +20,7 @@ def check() -> None:
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    read_arguments(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter))
     return dist.run_door(check)
 
 

@@ -23,6 +23,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from hybrid_scale.command_line import read_arguments
 from hybrid_scale.errors import ConfigError, HybridScaleError, RunError, describe
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.study.evaluation import settle
@@ -37,34 +38,40 @@ from hybrid_scale.study.settings import Site
 GO_ON = 3
 """Exit code where the site's `max_jobs_in_queue` left runs: until python launch/study.py submit ...; do sleep 600; done"""
 PLANS = ("expand", "submit", "resubmit", "cancel", "status", "run", "report")
+SETTLE = "settle"
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name in PLANS:
-        action = actions.add_parser(name)
-        action.add_argument("study", type=Path, metavar="STUDY.yaml")
-        action.add_argument("settings", nargs="*", metavar="key=value")
-        if name in ("submit", "resubmit"):
-            action.add_argument(
-                "--site", type=Path, metavar="SITE.yaml", help="the cluster's settings (default: `site` of the study)"
-            )
-        if name in ("submit", "run"):
-            action.add_argument("--local", action="store_true", help="on this machine, one run after another")
-        if name == "resubmit":
-            action.add_argument("--failed", action="store_true", required=True, help="what failed, is lost, cancelled or stopped")
-    ended = actions.add_parser("settle", help="(for slurm/evaluate.sbatch) take in a finished evaluation")
-    ended.add_argument("run", type=Path)
-    ended.add_argument("data")
-    ended.add_argument("code", type=int)
-    return parser.parse_args()
+    parser.add_argument("action", choices=(*PLANS, SETTLE), metavar="ACTION", help=", ".join(PLANS))
+    chosen = parser.parse_args(sys.argv[1:2])
+    return read_arguments(_parser_of(chosen.action), sys.argv[2:], argparse.Namespace(action=chosen.action))
+
+
+def _parser_of(action: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"{Path(sys.argv[0]).name} {action}")
+    if action == SETTLE:
+        parser.description = "(for slurm/evaluate.sbatch) take in a finished evaluation"
+        parser.add_argument("run", type=Path)
+        parser.add_argument("data")
+        parser.add_argument("code", type=int)
+        return parser
+    parser.add_argument("study", type=Path, metavar="STUDY.yaml")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    if action in ("submit", "resubmit"):
+        site = "the cluster's settings (default: `site` of the study)"
+        parser.add_argument("--site", type=Path, metavar="SITE.yaml", help=site)
+    if action in ("submit", "run"):
+        parser.add_argument("--local", action="store_true", help="on this machine, one run after another")
+    if action == "resubmit":
+        parser.add_argument("--failed", action="store_true", required=True, help="what failed, is lost, cancelled or stopped")
+    return parser
 
 
 def main() -> int:
     given = arguments()
     try:
-        if given.action == "settle":
+        if given.action == SETTLE:
             log = f"the log of job {os.environ.get('SLURM_JOB_ID', '?')}"
             return 0 if settle(RunDirectory(given.run), given.data, given.code, log) else 1
         return act(given, plan_study(given.study, given.settings))

@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from hybrid_scale.command_line import read_arguments
 from hybrid_scale.data.folder import new_directory
 from hybrid_scale.data.prepared import Pairs
 from hybrid_scale.errors import HybridScaleError, explain
@@ -22,7 +23,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    given = read_arguments(parser)
     if min(given.heads, given.layers, given.hidden) < 1 or given.hidden % (2 * given.heads):
         parser.error(
             f"--hidden {given.hidden} must be a multiple of twice --heads {given.heads}, --layers {given.layers} at least 1"

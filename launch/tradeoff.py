@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from hybrid_scale import dist
+from hybrid_scale.command_line import read_arguments
 from hybrid_scale.errors import DataError, describe
 from hybrid_scale.retrieval.parts import one_set
 from hybrid_scale.retrieval.tradeoff import report as tradeoff_report
@@ -39,7 +40,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
         "memory for the largest index; stored vectors are held up to a quarter of it, else read from disk (default %(default)s)"
     )
     parser.add_argument("--memory-gib", type=float, default=standard.memory_gib, help=room)
-    return parser.parse_args(given)
+    return read_arguments(parser, given)
 
 
 def chosen_variants(given: argparse.Namespace, passages: int, dimensions: int) -> list[str]:

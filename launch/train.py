@@ -1,5 +1,6 @@
 """Train one run: accelerate launch launch/train.py CONFIG.yaml [section.key=value ...] [--dry-run [--ranks N] | --replay FAILURE]
 
+A text is taken as it was typed: model.query_prompt="Query: " keeps its space, model.query_prompt= is an empty text.
 Exit code 0: done; 2: a setting or an input is wrong; 3: stopped by a signal or the time limit with a checkpoint, start again to
 go on; 4: another rank died, hangs or failed (the message says which), start again to go on from the last checkpoint.
 """
@@ -13,6 +14,7 @@ from typing import NoReturn
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from hybrid_scale import dist
+from hybrid_scale.command_line import read_arguments
 from hybrid_scale.config import RunConfig, load_config
 from hybrid_scale.data.text import TextEncoder
 from hybrid_scale.errors import ConfigError, HybridScaleError, describe, explain, nearest
@@ -61,7 +63,7 @@ def main() -> int:
     )
     parser.add_argument("--ranks", type=positive, default=1, help="with --dry-run: the number of ranks to plan for")
     parser.add_argument("--replay", type=Path, metavar="FAILURE", help="compute a failed step again (runs/.../failures/step_N)")
-    arguments = parser.parse_args()
+    arguments = read_arguments(parser)
     failed = True
     try:
         config = load_config(arguments.config, arguments.overrides)

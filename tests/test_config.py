@@ -78,7 +78,15 @@ def refusal(tree: dict) -> str:
             ),
             "training.max_tokens_per_embedding_batch: found 16384; one text may have 20000 tokens. Raise it, or lower",
         ),
-        (changed(optimizer={"learning_rate": float("nan")}), "a value isn't a plain number"),
+        (
+            changed(optimizer={"learning_rate": float("nan")}),
+            "run.yaml: optimizer.learning_rate: found nan; a number must be finite. Put it in quotes, where it is meant as",
+        ),
+        (changed(model={"revision": float("inf")}), "model.revision: found inf; a number must be finite. Put it in quotes"),
+        (changed(model={"revision": ""}), "model.revision: found ''; string should have at least 1 character."),
+        (changed(model={"query_prompt": None}), 'model.query_prompt: found None; input should be a valid string. Write "" for'),
+        (changed(run={"name": 1234567}), "run.name: found 1234567; input should be a valid string. Put it in quotes."),
+        (changed(model={"base": 7.5}), "model.base: found 7.5; input should be a valid string. Put it in quotes."),
     ],
 )
 def test_message(tree, message):
@@ -113,6 +121,49 @@ def test_overrides_are_read_as_yaml(tmp_path: Path):
     assert config.model.lora.rank == 4
     assert config.data.evaluate == ("a", "b")
     assert config.training.max_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("model.query_prompt=", ""),
+        ("model.query_prompt=Query: ", "Query: "),
+        ('model.query_prompt="Query: "', "Query: "),
+        ("model.query_prompt=''", ""),
+        ("model.query_prompt='a' and 'b", "'a' and 'b"),
+        ("model.query_prompt=null", "null"),
+        ("model.query_prompt=[a, {b", "[a, {b"),
+        ("model.query_prompt=k=v # no comment", "k=v # no comment"),
+        ("model.revision=61e9540", "61e9540"),
+        ("model.revision=1234567", "1234567"),
+        ("model.revision=0x1f", "0x1f"),
+        ("model.revision=12:30", "12:30"),
+        ("model.revision=null", None),
+        ("model.revision=~", None),
+        ("run.name=007", "007"),
+        ("run.name=no", "no"),
+        ("model.base=1e5", "1e5"),
+        ("sampler.languages=[no, en]", ("no", "en")),
+        ("data.evaluate=[007, 2024-01-02]", ("007", "2024-01-02")),
+        ("model.lora.targets=[1, null]", ("1", "null")),
+        ("model.lora.targets=all-linear", "all-linear"),
+        ("training.keep_best=off:map", "off:map"),
+    ],
+)
+def test_a_text_is_taken_as_it_was_typed(override, value):
+    tree = changed(data={"evaluate": ["off"]})
+    config = validate(RunConfig, apply_overrides(tree, [override], RunConfig), "x")
+    found: object = config
+    for part in override.partition("=")[0].split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+def test_what_is_no_text_is_read_as_yaml():
+    given = ["training.max_steps=1_000", "model.lora=null", "sampler.alpha=1e-1", "training.stop_at=2030-01-31", "no.such=1"]
+    tree = apply_overrides(MINIMAL, given, RunConfig)
+    assert tree["training"] == {"max_steps": 1000, "stop_at": "2030-01-31"}
+    assert (tree["model"]["lora"], tree["sampler"]["alpha"], tree["no"]) == (None, 0.1, {"such": 1})
 
 
 @pytest.mark.parametrize("override", ["novalue", "=3", "a..b=3", "training.max_steps.deep=1"])
@@ -156,13 +207,19 @@ def test_shipped_configs_are_valid():
         (b"a: 1\nb: \xe9\n", r"x.yaml:2: found b'\\xe9'; a config is text in UTF-8"),
         (b"{[1, 2]: 3}\n", "line 1: found .*; a key is a word"),
         (b"a: &x [*x]\n", "a value isn't a plain number"),
-        (b"a: .inf\n", "a value isn't a plain number"),
+        (b"a: .inf\n", "a: found inf; a number must be finite"),
+        (b"a: [1, {b: 61e9540}]\n", r"x.yaml: a.1.b: found inf; a number must be finite. Put it in quotes"),
     ],
 )
 def test_files_that_are_no_config(tmp_path, content, said):
     (tmp_path / "x.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=said):
         load_config(tmp_path / "x.yaml")
+
+
+def test_a_text_of_other_bytes_is_refused():
+    with pytest.raises(ConfigError, match="a text must be in UTF-8"):
+        apply_overrides(MINIMAL, ["model.query_prompt=\udce9"], RunConfig)
 
 
 @pytest.mark.parametrize("override", ["a.b=[", 'a.b="x', "a.b=*x", "a.b=\udce9"])

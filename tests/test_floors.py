@@ -22,7 +22,7 @@ PLANNING = tuple(
     for name in ("architecture", "hardware", "zero", "costs", "speed", "forecast", "search", "planner", "table")
 )
 """In their order: each may import those before it."""
-PLAIN = ("errors", "config", "runs", *PLANNING, "statistics", "pages")
+PLAIN = ("errors", "config", "runs", "command_line", *PLANNING, "statistics", "pages")
 """The ground without torch."""
 GROUND = (*PLAIN, "gpu", "dist", "checkpoints")
 MATERIALS = (*GROUND, "data", "model")
@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
     "config": ("errors",),
     "runs": ("errors", "config"),
+    "command_line": (),
     **{part: ("errors", "config", *PLANNING[:level]) for level, part in enumerate(PLANNING)},
     "gpu": ("errors",),
     "dist": ("errors", "config", "gpu"),

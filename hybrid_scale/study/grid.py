@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybrid_scale.config import RunConfig, apply_overrides, read_yaml, validate
+from hybrid_scale.config import RunConfig, apply_overrides, read_yaml, validate, with_settings
 from hybrid_scale.errors import ConfigError, describe
 from hybrid_scale.study.family import ArmType, Family, declared
 from hybrid_scale.study.settings import HELD_EQUAL, ArmSettings, AxisValue, ModelSettings, Resources, StudyConfig
@@ -87,7 +87,7 @@ def plan_study(path: Path, settings: Sequence[str] = ()) -> Plan:
 def load_study(path: Path, settings: Sequence[str] = ()) -> StudyConfig:
     tree = read_yaml(path)
     of_runs = [setting for setting in settings if setting.partition("=")[0].split(".")[0] in RunConfig.model_fields]
-    tree = apply_overrides(tree, [setting for setting in settings if setting not in of_runs])
+    tree = apply_overrides(tree, [setting for setting in settings if setting not in of_runs], StudyConfig)
     for setting in of_runs:
         _add_override(tree, setting, str(path))
     return validate(StudyConfig, tree, str(path))
@@ -96,7 +96,9 @@ def load_study(path: Path, settings: Sequence[str] = ()) -> StudyConfig:
 def _add_override(tree: dict[str, Any], setting: str, where: str) -> None:
     """Add a run setting of the command line to `overrides`; refused where a value of an axis would win over it."""
     key = setting.partition("=")[0]
-    value = apply_overrides({}, [f"value={setting.partition('=')[2]}"])["value"]
+    value: Any = apply_overrides({}, [setting], RunConfig)
+    for part in key.split("."):
+        value = value[part]
     for axis, kind in (("arms", "arm"), ("models", "model"), ("data", "data")):
         for choice in tree.get(axis) or ():
             if isinstance(choice, dict) and key in (choice.get("set") or {}):
@@ -183,9 +185,9 @@ def _resources(config: StudyConfig, model: ModelSettings | None) -> Resources:
 
 
 def _apply(tree: dict[str, Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`tree` with dotted settings set; JSON is YAML, so `apply_overrides` reads each value back unchanged."""
+    """`tree` with dotted settings set."""
     try:
-        return apply_overrides(tree, [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()])
+        return with_settings(tree, settings)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 
