@@ -21,7 +21,7 @@ from hybrid_scale.errors import ConfigError, HybridScaleError, describe, explain
 from hybrid_scale.retrieval.benchmark import evaluate_run
 from hybrid_scale.retrieval.parts import open_sets
 from hybrid_scale.runs import RunDirectory
-from hybrid_scale.train.engine import Engine
+from hybrid_scale.train.engine import Engine, check
 from hybrid_scale.train.replay import replay
 from hybrid_scale.train.run import train
 from hybrid_scale.train.settle import dry_run
@@ -67,6 +67,7 @@ def main() -> int:
     failed = True
     try:
         config = load_config(arguments.config, arguments.overrides)
+        check(config)
         if not arguments.replay:
             check_sets(config)
         if arguments.dry_run:

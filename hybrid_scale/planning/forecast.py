@@ -31,7 +31,7 @@ from hybrid_scale.planning.costs import (
 )
 from hybrid_scale.planning.hardware import Cluster
 from hybrid_scale.planning.speed import CALIBRATION, Calibration, Seconds, Work, attention_flops, step_flops, step_seconds
-from hybrid_scale.planning.zero import Zero, read_zero
+from hybrid_scale.planning.zero import Zero, place, read_zero
 
 EFFICIENCY = {True: 0.98, False: 0.9}
 """Real over executed tokens of a rank in lock-step, packed and padded: .983 to .999 on XQuAD-R (benchmarks/padding.py); padded
@@ -199,7 +199,7 @@ class Forecaster:
 
     @cached_property
     def zero(self) -> Zero:
-        return self.sharing or read_zero(self.config)
+        return self.sharing or read_zero(self.config, self.architecture.hidden)
 
     @cached_property
     def texts(self) -> Texts:
@@ -312,6 +312,8 @@ class Forecaster:
             notes.append(
                 f"texts of up to {longest:,} tokens: {name} was made for {positions:,} positions; lower data.max_*_tokens"
             )
+        if config.training.engine == "deepspeed" and not Path(config.training.deepspeed).is_file():
+            notes.append(f"DeepSpeed JSON: {place(config)}")
         if host:
             notes.append(
                 "offload has low confidence: two published runs bound its memory (FSDP, 70B), none its time; PCIe at 60 % and the"

@@ -3,23 +3,26 @@
 embed and backward are collective under ZeRO-3: every rank calls them equally often.
 """
 
-import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+from pydantic import ValidationError
 
 from hybrid_scale import dist, gpu
 from hybrid_scale.config import OptimizerSettings, RunConfig
-from hybrid_scale.errors import ConfigError, RunError, describe
+from hybrid_scale.errors import ConfigError, RunError, describe, nearest
 from hybrid_scale.model.embedder import Embedder
+from hybrid_scale.model.shape import read_shape
 from hybrid_scale.model.stream import without_compiled_op
 from hybrid_scale.planning.costs import MemoryNeed, smallest_shard_group
+from hybrid_scale.planning.zero import BUCKETS, bucket_sizes, json_file, read_json
 from hybrid_scale.train.passes import ShardedPasses
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -57,6 +60,24 @@ class Engine(Protocol):
         ...
 
 
+def check(config: RunConfig) -> None:
+    """What can be refused before anything is opened or loaded. Raises ConfigError: trackers, the DeepSpeed JSON."""
+    _check_trackers(config.training.trackers)
+    if config.training.engine == "deepspeed":
+        read_json(config)
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Accelerate leaves out a tracker that isn't installed, without a word, and ends at an unknown one after loading."""
+    known, installed = [*LOGGER_TYPE_TO_CLASS], [str(name) for name in get_available_trackers()]
+    for name in names:
+        if name not in known:
+            raise ConfigError(describe("training.trackers", name, f"must be one of {', '.join(known)}"))
+        if name not in installed:
+            remedy = f"Install {name.replace('_', '-')}, or leave it out. Installed: {', '.join(installed) or 'none'}."
+            raise ConfigError(describe("training.trackers", name, "its package must be installed", remedy))
+
+
 def make_accelerator(config: RunConfig, run_directory: Path, group: int | None = None) -> Accelerator:
     """Accelerate on the process group of `dist`, with the run's trackers; `group` comes from `shard_group`.
 
@@ -83,45 +104,63 @@ def _quiet_deepspeed() -> None:
 
 
 def read_deepspeed_config(config: RunConfig, group: int | None = None, world: int | None = None) -> dict[str, Any]:
-    """The DeepSpeed JSON of a run, its "auto" values filled from the run config.
+    """The DeepSpeed JSON of a run, its "auto" values filled from the run config and the model's hidden size.
 
     `group`: what `shard_group` gave, needed where `training.shard_group` is "auto"; `world`: ranks, by default those there are.
-    Raises ConfigError: no such file, no `gradient_clipping` (DeepSpeed would clip at 1.0 unasked), one that contradicts
-    `optimizer.max_gradient_norm`, or a stage that contradicts `training.shard_group`.
+    Raises ConfigError: see `planning.zero.read_json`; no `gradient_clipping` (DeepSpeed would clip at 1.0 unasked), one that
+    contradicts `optimizer.max_gradient_norm`, a stage that contradicts `training.shard_group`, what DeepSpeed itself refuses.
     """
-    settings = _deepspeed_json(config)
-    ours = {
-        "gradient_clipping": config.optimizer.max_gradient_norm,
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
+    path, settings = json_file(config), read_json(config)
+    by_tokens = "a rank's micro-batches are planned by tokens, and the step gathers them"
+    ours: dict[str, tuple[float, str]] = {
+        "gradient_clipping": (config.optimizer.max_gradient_norm, "the run config says {} (optimizer.max_gradient_norm)"),
+        "train_micro_batch_size_per_gpu": (1, by_tokens),
+        "gradient_accumulation_steps": (1, by_tokens),
     }
-    path = config.training.deepspeed
-    for key, value in ours.items():
+    for key, (value, rule) in ours.items():
         found = settings.get(key)
         if found is None:
             raise ConfigError(describe(f"{path}: {key}", None, "must be stated", f'Write "auto" or {value}.'))
         if found not in ("auto", value):
-            raise ConfigError(describe(f"{path}: {key}", found, f"the run config says {value}", 'Write "auto" there.'))
+            raise ConfigError(describe(f"{path}: {key}", found, rule.format(value), f'Write "auto" or {value}.'))
         settings[key] = value
+    zero = settings["zero_optimization"]
     if _leaves_the_stage_open(config, settings):
         asked = config.training.shard_group
         group = asked if isinstance(asked, int) else group
         assert group is not None, "shard_group: auto is resolved by shard_group()"
-        settings["zero_optimization"].update(_stage_of(group, world or dist.world_size()))
+        zero.update(_stage_of(group, world or dist.world_size()))
+    if open_buckets := [key for key in BUCKETS if zero.get(key) == "auto"]:
+        sizes = bucket_sizes(read_shape(config.model).hidden)
+        zero.update({key: sizes[key] for key in open_buckets})
+    if zero.get("stage3_gather_16bit_weights_on_model_save") == "auto":
+        zero["stage3_gather_16bit_weights_on_model_save"] = False
+    settings.setdefault(
+        "zero_force_ds_cpu_optimizer", False
+    )  # with offload, DeepSpeed would refuse an optimizer that isn't its own
+    _refuse_what_deepspeed_refuses(path, zero)
     return settings
 
 
-def _deepspeed_json(config: RunConfig) -> dict[str, Any]:
-    path = Path(config.training.deepspeed)
-    if not path.is_file():
-        raise ConfigError(describe("training.deepspeed", str(path), "no such file", "See ds_configs/."))
-    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return settings
+def _refuse_what_deepspeed_refuses(path: Path, zero: dict[str, Any]) -> None:
+    """Raises ConfigError for keys and values of `zero_optimization` at which DeepSpeed would end with a traceback."""
+    _quiet_deepspeed()
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(["zero_optimization", *(str(part) for part in problem["loc"])])
+        known = {name for key, known in DeepSpeedZeroConfig.model_fields.items() for name in (key, known.alias) if name}
+        remedy = nearest(str(problem["loc"][-1]), known) if problem["type"] == "extra_forbidden" else ""
+        found = problem["input"]
+        raise ConfigError(describe(f"{path}: {key}", found, f"DeepSpeed refuses it ({problem['msg'].lower()})", remedy)) from None
 
 
 def _leaves_the_stage_open(config: RunConfig, settings: dict[str, Any]) -> bool:
     """Whether the JSON says "auto" for stage and hpZ, as `training.shard_group` must agree to."""
-    path, asked, zero = config.training.deepspeed, config.training.shard_group, settings["zero_optimization"]
+    path, asked, zero = json_file(config), config.training.shard_group, settings["zero_optimization"]
     stage, hpz = zero.get("stage"), zero.get("zero_hpz_partition_size", 1)
     if (stage == "auto") != (hpz == "auto"):
         rule = f'"stage" is {stage!r}: both are "auto" or none is'
@@ -150,7 +189,7 @@ def shard_group(config: RunConfig, need: Callable[[], MemoryNeed], world: int, g
 
     `need` is asked where the config says "auto". Raises ConfigError: no GPU of known size, or one too small for any group.
     """
-    if config.training.engine == "plain" or not _leaves_the_stage_open(config, _deepspeed_json(config)):
+    if config.training.engine == "plain" or not _leaves_the_stage_open(config, read_json(config)):
         return None
     asked = config.training.shard_group
     if isinstance(asked, int):

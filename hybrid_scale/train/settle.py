@@ -16,7 +16,7 @@ from hybrid_scale.planning.costs import MemoryNeed, ParameterCounts, memory_need
 from hybrid_scale.planning.forecast import RunPlan, Texts, mean_tokens
 from hybrid_scale.planning.hardware import Cluster, Gpu, of_device
 from hybrid_scale.planning.planner import explain, resolve
-from hybrid_scale.planning.zero import read_zero
+from hybrid_scale.planning.zero import place, read_zero
 from hybrid_scale.train.batches import TrainingData, open_training_data, plan_step
 from hybrid_scale.train.engine import shard_group, zero_stage
 
@@ -56,7 +56,7 @@ def choose_shard_group(
     """Ranks that share one copy of the weights, where the config leaves it open; None: the DeepSpeed JSON says."""
 
     def need() -> MemoryNeed:
-        return memory_need(config, counts, data.shape, world, read_zero(config))
+        return memory_need(config, counts, data.shape, world, read_zero(config, data.shape.hidden))
 
     return shard_group(config, need, world, gpus_per_node)
 
@@ -104,6 +104,7 @@ def describe_run(settled: Settled, data: TrainingData, world: int) -> str:
         **{f"{name} pool": value for name, value in described["pools"].items()},  # type: ignore[attr-defined]
         "negatives a row": _negatives(config),
         "steps per epoch": described["steps per epoch of each stream"],
+        **({"DeepSpeed JSON": place(config)} if config.training.engine == "deepspeed" else {}),
         "ranks, ZeRO stage, ranks that share a copy": f"{world}, {stage}, {group or (world if stage == 3 else 1)}",
         "micro-batches a rank and schedule, first steps": [f"{step.plan.rounds} {step.plan.schedule}" for step in first],
         "tokens a step (real), first steps": round(real / len(first)),

@@ -21,7 +21,6 @@ from hybrid_scale.planning.forecast import Texts, text_lengths
 from hybrid_scale.planning.hardware import GPUS, Cluster, find_gpu, make_cluster
 from hybrid_scale.planning.planner import best_run, nearest_fit, plan_run
 from hybrid_scale.planning.speed import Calibration, Work, step_flops, step_seconds
-from hybrid_scale.planning.zero import read_zero
 from hybrid_scale.train.settle import choose_shard_group
 from tests.test_floors import BLOCKED, ROOT
 
@@ -189,16 +188,19 @@ def test_the_trainer_chooses_the_same_group(monkeypatch: pytest.MonkeyPatch, tmp
     assert asked > 1
 
 
-def test_deepspeed_json_is_read(tmp_path: Path) -> None:
-    zero = {"stage": 3, "stage3_max_live_parameters": 7e8, "reduce_bucket_size": "auto", "offload_param": {"device": "cpu"}}
+def test_offload_of_a_deepspeed_json_is_planned(tmp_path: Path) -> None:
     path = tmp_path / "zero.json"
-    path.write_text(json.dumps({"zero_optimization": zero}))
-    found = read_zero(config(training={"deepspeed": str(path), "shard_group": None}))
-    assert (found.stage, found.buffers.live, found.buffers.reduce) == (3, 7e8, 5e8)
-    assert (found.offloads_weights, found.offloads_optimizer) == (True, False)
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}))
     plan = plan_run(config(training={"deepspeed": str(path), "shard_group": None}), make_cluster("h100"), TEXTS)
     assert (plan.stage, plan.group) == (3, 8)
     assert any(note.startswith("offload has low confidence") for note in plan.notes)
+
+
+def test_a_deepspeed_json_of_the_checkout_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = plan_run(config(training={"deepspeed": "ds_configs/zero3.json", "shard_group": None}), make_cluster("h100"), TEXTS)
+    expected = f"DeepSpeed JSON: {ROOT / 'ds_configs/zero3.json'} (that of the checkout: there is no ds_configs/zero3.json in"
+    assert any(note.startswith(expected) for note in plan.notes)
 
 
 def test_text_lengths_come_from_the_prepared_data(tmp_path: Path) -> None:
