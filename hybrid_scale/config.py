@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hybrid_scale.errors import ConfigError, describe, nearest
+from hybrid_scale.languages import distinct_codes
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -69,7 +70,7 @@ class SamplerSettings(Section):
     power: Share = 0.5
     """Exponent t of `language_weights: power` (weight = pairs^t; cross pairs count for the language of their query)."""
     languages: tuple[str, ...] = ()
-    """Languages to train on; empty: all in the data."""
+    """Languages to train on, in any spelling of their codes (`hybrid_scale/languages.py`); empty: all in the data."""
     allow_same: bool = False
     """LAReQA's X-Y variant: a cross row may also pair equal languages."""
     hard_negatives: NonNegative = 0
@@ -77,6 +78,11 @@ class SamplerSettings(Section):
     conflicts: Literal["forbid", "mask"] = "forbid"
     """Two rows of one pool with a common parallel group or passage: `forbid` (error if a pool can't be filled) or
     `mask` (allowed, masked in the loss)."""
+
+    @field_validator("languages")
+    @classmethod
+    def _one_code_each(cls, spellings: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(distinct_codes("sampler.languages", spellings, ConfigError))
 
     @property
     def mono_share(self) -> float:

@@ -22,7 +22,7 @@ PLANNING = tuple(
     for name in ("architecture", "hardware", "zero", "costs", "speed", "forecast", "search", "planner", "table")
 )
 """In their order: each may import those before it."""
-PLAIN = ("errors", "config", "runs", "command_line", *PLANNING, "statistics", "pages")
+PLAIN = ("errors", "languages", "config", "runs", "command_line", *PLANNING, "statistics", "pages")
 """The ground without torch."""
 GROUND = (*PLAIN, "gpu", "dist", "checkpoints")
 MATERIALS = (*GROUND, "data", "model")
@@ -30,7 +30,8 @@ STUDY = ("study", "study.jobs", "study.results", "study.report")
 """In their order, as PLANNING."""
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
-    "config": ("errors",),
+    "languages": ("errors",),
+    "config": ("errors", "languages"),
     "runs": ("errors", "config"),
     "command_line": (),
     **{part: ("errors", "config", *PLANNING[:level]) for level, part in enumerate(PLANNING)},

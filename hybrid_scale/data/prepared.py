@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from hybrid_scale.errors import DataError, describe
+from hybrid_scale.languages import distinct_codes
 from hybrid_scale.runs import read_json
 
 FORMAT = 1
@@ -47,7 +48,7 @@ class Pairs:
     def __init__(self, directory: Path | str):
         self.directory = Path(directory)
         self.manifest = open_manifest(self.directory, "pairs")
-        self.languages: list[str] = self.manifest["languages"]
+        self.languages = codes_of(self.manifest["languages"], self.directory)
         self.fingerprint: str = self.manifest["fingerprint"]
         self.queries = TextTable(self.directory / "queries.arrow")
         self.passages = TextTable(self.directory / "passages.arrow")
@@ -95,7 +96,10 @@ class RetrievalSet:
         self.qrels = open_array(self.directory / "qrels.npy")
         """[J, 3] query, passage, score."""
         self.missing, self.missing_ids = self._missing()
-        self.languages: list[str] = self.manifest["languages"]
+        self.spellings: list[str] = self.manifest["languages"]
+        """Its languages as the columns `lang` spell them: a set that an earlier version prepared may say `zho-Hans`."""
+        self.languages = codes_of(self.spellings, self.directory)
+        """The code of each (`hybrid_scale.languages`)."""
 
     def _missing(self) -> tuple[np.ndarray, list[str]]:
         """Judgments whose passage isn't in the corpus: query and score [M, 2], and the passages' ids.
@@ -105,6 +109,11 @@ class RetrievalSet:
         if not (self.directory / "missing.npy").is_file():
             return np.empty((0, 2), np.int64), []
         return open_array(self.directory / "missing.npy"), TextTable(self.directory / "missing.arrow").column("id")
+
+
+def codes_of(spellings: list[str], directory: Path) -> list[str]:
+    """The codes of a prepared directory's languages. Raises DataError: one without a code, two spellings of one language."""
+    return distinct_codes(f"{directory}: languages", spellings, DataError, AGAIN)
 
 
 def open_manifest(directory: Path, kind: str) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class CrossStratum:
 def open_strata(pairs: Pairs, kind: Kind, languages: tuple[str, ...], allow_same: bool) -> list[Stratum]:
     """The non-empty strata of a kind, in the order of `languages` (empty: all of the data).
 
-    Raises ConfigError on an unknown language, or one that is named twice.
+    `languages` are codes, each once, as the settings give them. Raises ConfigError on one that the data lacks.
     """
     for language in languages:
         if language not in pairs.languages:
@@ -130,9 +130,6 @@ def open_strata(pairs: Pairs, kind: Kind, languages: tuple[str, ...], allow_same
                     nearest(language, pairs.languages),
                 )
             )
-    twice = [language for language in languages if languages.count(language) > 1]
-    if twice:
-        raise ConfigError(describe("sampler.languages", twice[0], "named twice, so it would count twice", "Name it once."))
     wanted = languages or tuple(pairs.languages)
     settings: dict[str, Any] = {
         "kind": kind,

@@ -22,10 +22,20 @@ def summarize(directory: Path) -> str:
     kind, languages, fingerprint = manifest["kind"], manifest["languages"], manifest["fingerprint"]
     lines = [f"{directory}: {kind}, {len(languages)} languages, fingerprint {fingerprint[:12]}"]
     lines += [f"  {key.replace('_', ' '):32} {value:>12,}" for key, value in numbers]
+    lines += spelling_lines(manifest.get("language_codes", {}))
     lines += [f"  note: {note}." for note in manifest.get("notes", [])]
     lines += source_lines(Pairs(directory)) if manifest.get("source_names") else []
     lines += pair_lines(Pairs(directory)) if kind == "pairs" else retrieval_lines(RetrievalSet(directory))
     return "\n".join(lines)
+
+
+def spelling_lines(codes: dict[str, dict[str, int]]) -> list[str]:
+    """A line for each language that the data spell otherwise than we do. `codes`: code -> spelling -> texts."""
+    lines = []
+    for code, spellings in codes.items():
+        listed = ", ".join(f"{spelling} ({count:,} texts)" for spelling, count in spellings.items())
+        lines.append(f"  one language, other codes: {code} is written {listed}")
+    return lines
 
 
 def pair_lines(pairs: Pairs) -> list[str]:
@@ -82,7 +92,7 @@ def cross_pairs(pairs: Pairs, rows: np.ndarray | slice = slice(None)) -> int:
 def retrieval_lines(data: RetrievalSet) -> list[str]:
     """Per language: passages, queries, and of these the queries with a relevant passage in each corpus language."""
     languages = data.languages
-    code = {lang: number for number, lang in enumerate(languages)}
+    code = {lang: number for number, lang in enumerate(data.spellings)}
     passage_lang = np.asarray([code[lang] for lang in data.corpus.column("lang")])
     query_lang = np.asarray([code[lang] for lang in data.queries.column("lang")])
     passages = np.bincount(passage_lang, minlength=len(languages))

@@ -7,6 +7,7 @@ with their texts: 200 to 300 bytes a training row (`numbers`). Knows no source a
 
 import itertools
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hybrid_scale.data.folder import Rejects, TextWriter, finish, new_directory
 from hybrid_scale.data.numbers import Numbers, Places, key_of
 from hybrid_scale.data.records import Bad, Judgment, Note, Pair, Passage, Query, Record
 from hybrid_scale.errors import DataError, describe
+from hybrid_scale.languages import known_code, refusal
 
 
 def write(
@@ -78,13 +80,46 @@ def write_retrieval(
 
 
 class _Codes:
-    """Text -> consecutive numbers, in order of first appearance. For few texts (languages)."""
+    """Text -> consecutive numbers, in order of first appearance. For few texts (the sources of a mix)."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
 
     def __call__(self, text: str) -> int:
         return self.numbers.setdefault(text, len(self.numbers))
+
+
+class _Languages:
+    """Codes of languages (`hybrid_scale.languages`) -> consecutive numbers, in order of first appearance."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+        self.spellings: dict[str, Counter[str]] = {}
+        """Code -> spelling -> texts."""
+
+    def refusal(self, where: str, **fields: str) -> Bad | None:
+        """What is wrong with a row whose `fields` name languages; nothing is kept of them yet."""
+        for key, spelling in fields.items():
+            if known_code(spelling) is None:
+                return Bad(where, refusal(f"{where}: {key}", spelling))
+        return None
+
+    def code(self, spelling: str) -> str:
+        """The code of one text's language, counted."""
+        code = known_code(spelling)
+        assert code is not None, "`refusal` comes first"
+        self.numbers.setdefault(code, len(self.numbers))
+        self.spellings.setdefault(code, Counter())[spelling] += 1
+        return code
+
+    def number(self, spelling: str) -> int:
+        """As `code`, but its number."""
+        return self.numbers[self.code(spelling)]
+
+    def facts(self) -> dict[str, Any]:
+        """For the manifest: the codes, and of those that the data spell otherwise the spellings."""
+        other = {code: dict(found) for code, found in self.spellings.items() if list(found) != [code]}
+        return {"languages": list(self.numbers)} | ({"language_codes": other} if other else {})
 
 
 def _bad_id(where: str, key: str, value: str) -> Bad | None:
@@ -149,7 +184,7 @@ class _PairTable:
     def __init__(self, directory: Path):
         self.queries = TextWriter(directory / "queries.arrow", ("id", "text"))
         self.passages = _PassageTable(TextWriter(directory / "passages.arrow", ("id", "lang", "text")))
-        self.ids, self.groups, self.places, self.languages = Numbers(), Numbers(), Places(), _Codes()
+        self.ids, self.groups, self.places, self.languages = Numbers(), Numbers(), Places(), _Languages()
         self.group, self.passage, self.negatives = array("q"), array("q"), array("q")
         self.query_lang, self.passage_lang, self.cross_only = array("h"), array("h"), array("b")
         self.held = array("i")
@@ -162,19 +197,22 @@ class _PairTable:
             return Bad(pair.where, describe(f"{pair.where}: id", pair.id, f"duplicate id, first at {self.places[first]}"))
         if bad := _bad_id(pair.where, "id", pair.id):
             return bad
+        if bad := self.languages.refusal(pair.where, query_lang=pair.query_lang, passage_lang=pair.passage_lang):
+            return bad
         return self.passages.refusal(pair.where, [(pair.pid, pair.passage), *pair.negatives], pair.body)
 
     def append(self, pair: Pair) -> None:
+        self.query_lang.append(self.languages.number(pair.query_lang))
+        passage_lang = self.languages.code(pair.passage_lang)
         self.ids.setdefault(key_of(pair.id), self.queries.append(pair.id, pair.query))
         self.places.append(pair.where)
         self.group.append(self.groups.setdefault(key_of(pair.group), self.groups.count))
-        self.passage.append(self.passages.number(pair.pid, pair.passage_lang, pair.passage, pair.where, pair.body))
-        self.query_lang.append(self.languages(pair.query_lang))
-        self.passage_lang.append(self.languages(pair.passage_lang))
+        self.passage.append(self.passages.number(pair.pid, passage_lang, pair.passage, pair.where, pair.body))
+        self.passage_lang.append(self.languages.numbers[passage_lang])
         self.cross_only.append(pair.cross_only)
         self.held.append(len(pair.negatives))
         self.source.append(self.sources(pair.source))
-        self.negatives.extend(self.passages.number(pid, pair.passage_lang, text, pair.where) for pid, text in pair.negatives)
+        self.negatives.extend(self.passages.number(pid, passage_lang, text, pair.where) for pid, text in pair.negatives)
 
     @property
     def named(self) -> bool:
@@ -228,7 +266,7 @@ def _fill_pairs(records: Iterable[Record], directory: Path, source: dict[str, An
     for name, values in table.arrays().items():
         np.save(directory / f"{name}.npy", values)
     return {
-        "languages": list(table.languages.numbers),
+        **table.languages.facts(),
         "rows": len(table.group),
         "groups": table.groups.count,
         "passages": table.passages.writer.count,
@@ -284,13 +322,15 @@ class _RetrievalTables:
         self.numbers = {"passage": Numbers(), "query": Numbers()}
         self.contents = {"passage": array("Q"), "query": array("Q")}
         """64 bits of each row's digest: they tell a second copy of a row from another row under the same id."""
-        self.languages = _Codes()
+        self.languages = _Languages()
         self.odd = dict.fromkeys(RULES, 0)
 
     def append(self, record: Passage | Query) -> Bad | None:
         """What is wrong with the row, which isn't kept then. A copy of a row that is there is left out and counted."""
         kind = "query" if isinstance(record, Query) else "passage"
-        key, content = key_of(record.id), key_of(f"{record.lang}\0{record.text}")[0]
+        if bad := self.languages.refusal(record.where, lang=record.lang):
+            return bad
+        key, content = key_of(record.id), key_of(f"{known_code(record.lang)}\0{record.text}")[0]
         first = self.numbers[kind].get(key)
         if first is not None:
             if self.contents[kind][first] != content:
@@ -300,11 +340,11 @@ class _RetrievalTables:
             return None
         if bad := _bad_id(record.where, "_id", record.id):
             return bad
-        self.languages(record.lang)
+        lang = self.languages.code(record.lang)
         if isinstance(record, Query):
-            number = self.queries.append(record.id, record.lang, record.text, record.group)
+            number = self.queries.append(record.id, lang, record.text, record.group)
         else:
-            number = self.corpus.append(record.id, record.lang, record.text)
+            number = self.corpus.append(record.id, lang, record.text)
             self.odd["empty_passages"] += not record.text
         self.numbers[kind].setdefault(key, number)
         self.contents[kind].append(content)
@@ -346,7 +386,7 @@ def _fill_retrieval(records: Iterable[Record], directory: Path, source: dict[str
     odd = {name: count for name, count in tables.odd.items() if count}
     relevant = np.concatenate([qrels[qrels[:, 2] > 0, 0], missing[missing[:, 1] > 0, 0]])
     return {
-        "languages": list(tables.languages.numbers),
+        **tables.languages.facts(),
         "passages": tables.corpus.count,
         "queries": tables.queries.count,
         "judgments": len(qrels) + len(missing),

@@ -145,7 +145,7 @@ def _with_missing(judged: Judged, missing: np.ndarray) -> Judged:
 
 def languages_of(task: RetrievalSet, table: TextTable) -> tuple[list[str], np.ndarray]:
     """The languages that occur in a table, in the task's order, and the number of each row's."""
-    codes = pc.index_in(table.table.column("lang"), value_set=pa.array(task.languages, pa.large_string())).to_numpy()
+    codes = pc.index_in(table.table.column("lang"), value_set=pa.array(task.spellings, pa.large_string())).to_numpy()
     counts = np.bincount(codes, minlength=len(task.languages))
     numbers = (np.cumsum(counts > 0) - 1).astype(np.int16)
     return [language for language, count in zip(task.languages, counts, strict=True) if count], numbers[codes]

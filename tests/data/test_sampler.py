@@ -369,7 +369,8 @@ def test_refuses_an_unknown_language(data):
 
 
 def test_refuses_a_language_named_twice(data):
-    assert "sampler.languages: found 'en'; named twice" in refusal(data, languages=("en", "de", "en"))
+    assert "found 'en and en'; both name the language en" in refusal(data, languages=("en", "de", "en"))
+    assert "found 'de and deu_Latn'; both name the language de" in refusal(data, languages=("en", "de", "deu_Latn"))
 
 
 def test_refuses_cross_without_parallel_groups(tmp_path):

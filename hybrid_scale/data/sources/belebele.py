@@ -3,19 +3,18 @@
 The corpus of a language is its 488 passages, its queries the 900 questions; all language variants are parallel, so every
 question has one relevant passage in each. Reads a folder with `<variant>.jsonl` (as github.com/facebookresearch/belebele has
 it; also .gz), or the Hub (`facebook/belebele`, one config a variant, split `test`).
-Variants are named as in the data (`zho_Hans`) or by our code (`zh`, `zh-Hant`): CLDR's code, and the script where it isn't the
-usual one. Refuses to choose languages when reading from the Hub.
+Variants are named as in the data (`zho_Hans`) or by any other spelling of their code (`hybrid_scale.languages`). Refuses to
+choose languages when reading from the Hub.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from babel.core import get_global
 
 from hybrid_scale.data.records import Bad, Judgment, Passage, Query, Record
 from hybrid_scale.data.sources.common import BadRow, Row, json_rows, require_languages
 from hybrid_scale.data.sources.hub import HubData
 from hybrid_scale.errors import ConfigError, DataError, describe
+from hybrid_scale.languages import distinct_codes
 
 HUB = "facebook/belebele"
 
@@ -32,14 +31,6 @@ def read(path: str = HUB, languages: tuple[str, ...] = (), revision: str = "") -
         yield from _variant(code, codes, rows, numbers)
 
 
-def code_of(variant: str) -> str:
-    """`eng_Latn` -> `en`, `zho_Hant` -> `zh-Hant`, `ary_Arab` -> `ary`."""
-    long, _, script = variant.partition("_")
-    short = get_global("language_aliases").get(long, long)
-    usual = get_global("likely_subtags").get(short, "")
-    return short if f"_{script}_" in f"{usual}_" or not usual else f"{short}-{script}"
-
-
 Variant = tuple[str, Iterator[Row | Bad]]
 
 
@@ -48,10 +39,8 @@ def _from_folder(folder: Path, languages: tuple[str, ...]) -> list[Variant]:
     if not files:
         rule = "Belebele's <variant>.jsonl, such as eng_Latn.jsonl, are needed"
         raise DataError(describe(str(folder), "no such files", rule, "Check the path."))
-    known = {code_of(variant): variant for variant in files} | {variant: variant for variant in files}
-    require_languages(str(folder), languages, set(known))
-    chosen = [known[name] for name in languages] if languages else list(files)
-    return [(code_of(variant), json_rows(files[variant])) for variant in chosen]
+    chosen = require_languages(str(folder), languages, files)
+    return [(code, json_rows(files[variant])) for code, variant in zip(_codes(chosen), chosen, strict=True)]
 
 
 def _from_hub(path: str, languages: tuple[str, ...], revision: str) -> list[Variant]:
@@ -59,7 +48,12 @@ def _from_hub(path: str, languages: tuple[str, ...], revision: str) -> list[Vari
         rule = "reading from the Hub needs the variants' own names, such as eng_Latn,zho_Hans"
         raise ConfigError(describe("belebele: languages", ",".join(languages), rule))
     data = HubData(path, {}, revision, "")
-    return [(code_of(variant), data.rows(variant, "test")) for variant in languages]
+    return [(code, data.rows(variant, "test")) for code, variant in zip(_codes(languages), languages, strict=True)]
+
+
+def _codes(variants: Sequence[str]) -> list[str]:
+    """Raises DataError: two variants of one language, whose ids would be the same."""
+    return distinct_codes("belebele: languages", variants, DataError)
 
 
 def _variant(code: str, codes: list[str], rows: Iterator[Row | Bad], numbers: dict[str, int]) -> Iterator[Record]:

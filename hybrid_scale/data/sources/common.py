@@ -3,7 +3,7 @@
 Knows no data set.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from hybrid_scale.data.files import read_jsonl, read_lines
 from hybrid_scale.data.records import Bad, Judgment, Record, text_field
 from hybrid_scale.errors import DataError, describe
+from hybrid_scale.languages import distinct_codes, known_code
 
 
 class BadRow(Exception):
@@ -135,25 +136,45 @@ def judgment(row: Row, prefix: str = "") -> Judgment:
 
 
 class Languages:
-    """The languages asked for, and which of them the data held."""
+    """The languages asked for, in any spelling, and which of them the data held."""
 
     def __init__(self, wanted: Sequence[str]):
-        self.wanted = frozenset(wanted)
+        self.wanted = frozenset(distinct_codes("languages", wanted, DataError))
         self.met: set[str] = set()
 
     def keep(self, *languages: str) -> bool:
         """Whether a row in these languages is wanted; remembers them as met."""
-        self.met.update(languages)
-        return not self.wanted or self.wanted.issuperset(languages)
+        if not self.wanted:
+            return True
+        codes = [known_code(spelling) or spelling for spelling in languages]
+        self.met.update(codes)
+        return self.wanted.issuperset(codes)
 
     def check(self, where: str) -> None:
         """Raises DataError when a language asked for never occurred. Call it after the last row."""
         require_languages(where, sorted(self.wanted), self.met)
 
 
-def require_languages(where: str, wanted: Sequence[str], known: Sequence[str] | set[str]) -> None:
-    """Raises DataError naming the wanted languages that aren't known."""
-    unknown = sorted(set(wanted) - set(known))
+def require_languages(where: str, wanted: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
+    """The data's own names of the wanted languages, however each side spells them; all of them where none is wanted.
+
+    A name of the data that is written exactly so is taken before another of the same language. Raises DataError: a language
+    that the data doesn't hold, that is named twice, or whose code fits two names of the data.
+    """
+    known = list(known)
+    if not wanted:
+        return tuple(known)
+    codes = distinct_codes(f"{where}: languages", wanted, DataError)
+    fitting = [
+        [spelling] if spelling in known else [k for k in known if (known_code(k) or k) == code]
+        for spelling, code in zip(wanted, codes, strict=True)
+    ]
+    unknown = [spelling for spelling, names in zip(wanted, fitting, strict=True) if not names]
     if unknown:
         remedy = f"Known: {', '.join(sorted(known))}."
-        raise DataError(describe(f"{where}: languages", ",".join(unknown), "the data doesn't hold them", remedy))
+        raise DataError(describe(f"{where}: languages", ",".join(sorted(unknown)), "the data doesn't hold them", remedy))
+    for spelling, names in zip(wanted, fitting, strict=True):
+        if len(names) > 1:
+            rule = f"the data hold this language as {' and '.join(names)}"
+            raise DataError(describe(f"{where}: languages", spelling, rule, "Name one of them as it is written there."))
+    return tuple(names[0] for names in fitting)

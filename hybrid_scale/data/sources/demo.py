@@ -123,11 +123,10 @@ def read(split: str = "train", languages: tuple[str, ...] = ()) -> Iterator[Reco
 
     The split of facts doesn't depend on `languages`. Raises DataError: another split, a language that the demo lacks.
     """
-    require_languages("demo", languages, set(LOCALES))
+    chosen = require_languages("demo", languages, LOCALES)
     if split not in ("train", "test"):
         raise DataError(describe("demo: split", split, "must be train or test"))
     train, test = split_facts()
-    chosen = languages or tuple(LOCALES)
     if split == "train":
         yield from (_pair(fact, lang) for fact in train for lang in chosen)
         return

@@ -94,8 +94,8 @@ def _files(name: str, path: Path, languages: tuple[str, ...], revision: str) -> 
     if not found:
         rule = "a folder of LAReQA's files is needed"
         raise DataError(describe(str(path), "no <lang>.json or <lang>.json.gz", rule, WHERE[name]))
-    require_languages(str(path), languages, set(found))
-    return {lang: file for lang, file in found.items() if not languages or lang in languages}
+    wanted = require_languages(str(path), languages, found)
+    return {lang: file for lang, file in found.items() if lang in wanted}
 
 
 def _from_hub(name: str, repository: str, revision: str) -> Path:

@@ -52,8 +52,8 @@ def read(path: Path, languages: tuple[str, ...] = (), split: str = "dev") -> Ite
     split: MIRACL's own layout and the Hub name it. Raises DataError: a language without corpus, topics or qrels.
     """
     if not path.is_dir():
-        require_languages(str(path), languages, LANGUAGES)
-        yield from hub_languages.read(path.as_posix(), {lang: lang for lang in languages or LANGUAGES}, split)
+        chosen = require_languages(str(path), languages, LANGUAGES)
+        yield from hub_languages.read(path.as_posix(), {lang: lang for lang in chosen}, split)
         return
     files = _own_layout(path, languages, split) or _flat_layout(path, languages)
     for lang, here in files.items():
@@ -72,14 +72,13 @@ def _flat_layout(path: Path, languages: tuple[str, ...]) -> dict[str, _Files]:
     if not known:
         rule = "needs <lang>.queries.jsonl or topics.miracl-v1.0-<lang>-<split>.tsv"
         raise DataError(describe(str(path), "no MIRACL topics", rule, "Check the path and the split."))
-    require_languages(str(path), languages, known)
     return {
         lang: _Files(
             [_corpus(path / f"{lang}.corpus.jsonl", lang)],
             either(path / f"{lang}.queries.jsonl"),
             either(path / f"{lang}.qrels.tsv"),
         )
-        for lang in languages or known
+        for lang in require_languages(str(path), languages, known)
     }
 
 
@@ -94,9 +93,8 @@ def _own_layout(path: Path, languages: tuple[str, ...], split: str) -> dict[str,
     topics = {file.name.split("-")[2]: file for file in sorted(path.rglob(f"topics.miracl-v1.0-*-{split}.tsv"))}
     if not topics:
         return {}
-    require_languages(f"{path} ({split})", languages, set(topics))
     files = {}
-    for lang in languages or tuple(topics):
+    for lang in require_languages(f"{path} ({split})", languages, topics):
         corpus = sorted(path.rglob(f"miracl-corpus-v1.0-{lang}/docs-*.jsonl*"))
         if not corpus:
             raise _no_corpus(path / f"miracl-corpus-v1.0-{lang}", lang)

@@ -50,14 +50,14 @@ def read(path: Path, languages: tuple[str, ...] = (), negatives: int = 1, max_qu
     """
     folder = path / "data" / "google"
     found = [lang for lang, name in NAMES.items() if list(folder.glob(f"collections/{name}_collection.tsv*"))]
-    require_languages(str(folder / "collections"), languages or tuple(NAMES) * (not found), set(found))
+    chosen = require_languages(str(folder / "collections"), languages or tuple(NAMES) * (not found), found)
     examples: list[_Example] = []
     for item in _examples(either(path / "data" / "triples.train.ids.small.tsv"), negatives, max_queries):
         if isinstance(item, Bad):
             yield item
         else:
             examples.append(item)
-    for lang in languages or tuple(found):
+    for lang in chosen:
         name = NAMES[lang]
         queries = _Texts(folder / "queries" / "train" / f"{name}_queries.train.tsv", {e.query for e in examples})
         wanted = {pid for e in examples for pid in (e.positive, *e.negatives)}

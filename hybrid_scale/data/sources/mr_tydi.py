@@ -24,16 +24,15 @@ NAMES = {
 
 def read(path: str = HUB, languages: tuple[str, ...] = (), split: str = "test", revision: str = "") -> Iterator[Record]:
     """Passages (title + space + text), topics and judgments of `languages`, all when left out."""
-    require_languages("Mr. TyDi", languages, set(NAMES))
+    chosen = require_languages("Mr. TyDi", languages, NAMES)
     if not Path(path).is_dir():
-        yield from hub_languages.read(path, {code: NAMES[code] for code in languages or NAMES}, split, revision)
+        yield from hub_languages.read(path, {code: NAMES[code] for code in chosen}, split, revision)
         return
     folders = {code: next(Path(path).rglob(f"mrtydi-v1.1-{name}"), None) for code, name in NAMES.items()}
     found = {code: folder for code, folder in folders.items() if folder is not None}
     if not found:
         raise DataError(describe(path, "no mrtydi-v1.1-<language> folder", "Mr. TyDi's own layout is needed", "Check the path."))
-    require_languages(path, languages, set(found))
-    for code in languages or tuple(found):
+    for code in require_languages(path, languages, found):
         yield from _language(code, found[code], split)
 
 

@@ -53,17 +53,15 @@ def read(path: str = HUB, languages: tuple[str, ...] = (), revision: str = "") -
 
 def _sources(path: str, languages: tuple[str, ...], revision: str) -> dict[str, Iterator[Row]]:
     if not Path(path).is_dir():
-        require_languages(path, languages, LANGUAGES)
         data = HubData(path, {}, revision, "")
-        return {lang: data.rows(f"xquad.{lang}", "validation") for lang in languages or LANGUAGES}
+        return {lang: data.rows(f"xquad.{lang}", "validation") for lang in require_languages(path, languages, LANGUAGES)}
     files = sorted([*Path(path).glob("*.json"), *Path(path).glob("*.json.gz")])
     found = {code: file for file in files if (code := file.name.removeprefix("xquad.").partition(".")[0]) in LANGUAGES}
     if not found:
         raise DataError(
             describe(path, "no xquad.<lang>.json", "a folder of XQuAD's files is needed", "Or take --path google/xquad.")
         )
-    require_languages(path, languages, set(found))
-    return {lang: _rows(found[lang]) for lang in languages or tuple(found)}
+    return {lang: _rows(found[lang]) for lang in require_languages(path, languages, found)}
 
 
 def _rows(file: Path) -> Iterator[Row]:
