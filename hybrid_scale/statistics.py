@@ -60,7 +60,8 @@ class Interval:
     level: float
     clusters: int
     method: str
-    """`bca`; `percentile` where all clusters but one are equal or the like, so that BCa isn't defined; `constant`."""
+    """`bca`; `percentile` where all clusters but one are equal or the like, so that BCa isn't defined; `constant`; `crossed`:
+    a t interval of questions and seeds."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,126 @@ def single_queries(questions: int, billions: float, gain: tuple[float, float, fl
                     | {"rank_distance": 300 * (1 - value) if pool == "union" else None}
                 )
     return pd.DataFrame(rows)
+
+
+# ----------------------------------------------------------------------------------------- 7 sizes, 6 arms, a known truth
+
+SIX = (*({"name": arm, "set": {"sampler.arm": arm}} for arm in ("mono", "cross", "hybrid", "mixed")),)
+"""With three alphas they are six arms."""
+ALPHAS = (0.25, 0.5, 0.75)
+TRUE_GAINS: dict[tuple[str, str, str], tuple[float, float]] = {
+    ("xquad_r", "mono_map", "mono"): (0.0, 0.0),
+    ("xquad_r", "mono_map", "cross"): (0.04, 0.0),
+    ("xquad_r", "cross_map", "mono"): (0.05, 0.05),
+    ("xquad_r", "cross_map", "cross"): (0.0, 0.0),
+    ("xquad_r", "multi_map", "mono"): (0.06, 0.06),
+    ("xquad_r", "multi_map", "cross"): (0.0, 0.0),
+    ("nq", "ndcg@10", "mono"): (-0.03, -0.03),
+    ("nq", "ndcg@10", "cross"): (0.04, 0.0),
+}
+"""(set, metric, rival) -> what hybrid-0.5 is better by up to 7B and at 72B; in between it runs with log10(parameters)."""
+TRUE_LEVELS = {"mono_map": 0.75, "cross_map": 0.7, "multi_map": 0.65, "ndcg@10": 0.6}
+"""Of hybrid-0.5 from 3B on; below it falls by 0.1 for each tenth of the parameters, as published families flatten near 2B."""
+
+
+def true_gain(name: str, metric: str, rival: str, billions: float) -> float:
+    small, large = TRUE_GAINS[name, metric, rival]
+    share = float(np.clip(math.log10(billions / 7) / math.log10(72 / 7), 0, 1))
+    return small + share * (large - small)
+
+
+def true_level(name: str, metric: str, arm: str, billions: float) -> float:
+    """The expectation of `metric` of `arm` on the set `name`."""
+    hybrid = TRUE_LEVELS[metric] - 0.1 * max(0.0, math.log10(3 / billions))
+    if arm in ("mono", "cross"):
+        return hybrid - true_gain(name, metric, arm, billions)
+    return hybrid - {"hybrid-0.25": 0.002, "hybrid-0.5": 0.0, "hybrid-0.75": 0.002, "mixed": 0.1}[arm]
+
+
+def known_truth(
+    folder: Path, seeds: Sequence[int] = (0, 1, 2), questions: int = 120, seed_sd: float = 0.0005, **changes: Any
+) -> Plan:
+    """A finished study of 7 sizes x 6 arms x `seeds` on XQuAD-R and NQ whose truth is TRUE_GAINS: an effect at 7B that
+    vanishes at 72B, some that stay, some that are null. Takes seconds. `seed_sd`: of one arm's score between seeds."""
+    axis = [
+        {"name": name.lower(), "set": {"model.base": f"Qwen/Qwen2.5-{name}"}, "resources": {"gpus_per_node": 8}}
+        for name in FAMILY
+    ]
+    study = {"name": "truth", "directory": str(folder / "out"), "contrast": ["7b", "72b"]}
+    parts = {"models": axis, "arms": list(SIX), "alpha": list(ALPHAS), "seeds": list(seeds), "evaluate": ["data/nq"]}
+    plan = plan_study(write_study(folder, **{"study": study, **parts, **changes}))
+    sets = {"xquad_r": Blank.of(LANGUAGES, questions), "nq": Blank.of(("en",), questions)}
+    for number, run in enumerate(plan.runs):
+        billions, steps = float((run.model or "").rstrip("b")), run.config.training.max_steps
+        directory = start(run, 3, seconds=0.5 + 0.4 * billions, peak=1.0 + 0.9 * billions)
+        about = {"world_size": 8, "device": DEVICE, "host": run.id, "versions": {"torch": "2.13.0"}}
+        write_json(directory.manifest_file, about)
+        chance = np.random.default_rng(number)
+        for name, blank in sets.items():
+            table, scores = blank.filled(name, run.arm, billions, seed_sd, chance)
+            save_queries(directory, name, table)
+            content = evaluation(name, steps, scores) | {"fingerprint": "f00d", "languages": list(blank.languages)}
+            content |= {"queries": questions * len(blank.languages), "passages": 1200 * len(blank.languages)}
+            if len(blank.languages) == 1:
+                content |= {"by_language": {}, "map_matrix": None, "top1_language_matrix": None}
+            write_json(directory.evaluation_file(name), content)
+        directory.set_status("done")
+    return plan
+
+
+@dataclass(frozen=True)
+class Blank:
+    """The rows of a table of single queries without their values: one block of `questions` rows for each of `cells`."""
+
+    languages: tuple[str, ...]
+    questions: int
+    cells: tuple[tuple[str, str], ...]
+    """(query language, pool)"""
+    columns: pd.DataFrame
+    hard: np.ndarray
+    """[questions] how hard they are for every arm."""
+
+    @classmethod
+    def of(cls, languages: Sequence[str], questions: int) -> "Blank":
+        pools = ("union", *languages) if len(languages) > 1 else ("union",)
+        cells = tuple((language, pool) for language in languages for pool in pools)
+        numbers = np.arange(questions).astype(str)
+        columns = {
+            "query": np.concatenate([np.char.add(numbers, f"-{language}") for language, _ in cells]),
+            "query_lang": np.repeat([language for language, _ in cells], questions),
+            "group": np.tile(numbers, len(cells)),
+            "pool": np.repeat([pool for _, pool in cells], questions),
+            "relevant": np.repeat([len(languages) if pool == "union" else 1 for _, pool in cells], questions),
+        }
+        hard = np.random.default_rng(11).normal(0, 0.08, questions)
+        return cls(tuple(languages), questions, cells, pd.DataFrame(columns), hard - hard.mean())
+
+    def metric(self, cell: tuple[str, str]) -> str:
+        language, pool = cell
+        if len(self.languages) == 1:
+            return "ndcg@10"
+        return "multi_map" if pool == "union" else "mono_map" if pool == language else "cross_map"
+
+    def filled(
+        self, name: str, arm: str, billions: float, seed_sd: float, chance: np.random.Generator
+    ) -> tuple[pd.DataFrame, dict[str, float]]:
+        """The table of one run around `true_level`, and its means."""
+        shift = {metric: chance.normal(0, seed_sd) for metric in TRUE_LEVELS}
+        kinds = [self.metric(cell) for cell in self.cells]
+        levels = np.array([true_level(name, kind, arm, billions) + shift[kind] for kind in kinds])[:, None]
+        of_question = self.hard + chance.normal(0, 0.006, self.questions)
+        values = np.clip(levels + of_question + chance.normal(0, 0.015, (len(kinds), self.questions)), 0.001, 1)
+        table = self.columns.assign(**dict.fromkeys(("map", "ndcg@10", "recall@10", "mrr@10"), values.ravel()))
+        table["r@1"] = (table["map"] > 0.7).astype(float)
+        table["recall@100"] = np.clip(table["map"] + 0.2, 0, 1)
+        if len(self.languages) == 1:
+            return table, {key: float(table[key].mean()) for key in ("ndcg@10", "recall@100")}
+        union = table["pool"] == "union"
+        table["rank_distance"] = (300 * (1 - table["map"])).where(union)
+        of_kind = {kind: [n for n, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)}
+        means = {kind: float(values[rows].mean()) for kind, rows in of_kind.items()}
+        own = values[of_kind["mono_map"]]
+        return table, means | {"mono_r@1": float((own > 0.7).mean()), "rank_distance": 300 * (1 - means["multi_map"])}
 
 
 def save_queries(directory: RunDirectory, task: str, table: pd.DataFrame, fingerprint: str = "f00d") -> Path:

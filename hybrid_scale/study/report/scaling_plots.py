@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from hybrid_scale.pages import svg
 from hybrid_scale.pages.parts import Plot
+from hybrid_scale.statistics import FEWEST_SEEDS
 from hybrid_scale.study.report.plots import HEIGHT, WIDTH, Look, keep_apart
 from hybrid_scale.study.results.answers import in_words
 from hybrid_scale.study.results.comparisons import Comparison
@@ -55,17 +56,15 @@ def differences(key: str, comparisons: Sequence[Comparison], look: Mapping[str, 
             for at, point in zip(x, points, strict=True):
                 if point.interval is not None:
                     axes.plot([at, at], [point.interval.low, point.interval.high], color=style.colour, linewidth=2.4, alpha=0.6)
-                if point.both is not None:
-                    axes.plot([at, at], point.both.interval(), color=style.colour, linewidth=0.9)
             ends.append((line[0], x[-1], y[-1]))
         _size_axis(axes, [p.size for p in shown if p.size is not None])
         better = "above" if metric.higher_is_better else "below"
         axes.set(ylabel=f"difference ({better} 0: hybrid is better)")
         axes.margins(y=0.1)
         keep_apart(axes, ends, look)
-        caption = "Thick bars: BCa intervals of 95 % over parallel questions: the chance of questions, not of training."
-        if any(p.both for p in shown):
-            caption += " Thin bars: 95 % of questions and seeds."
+        caption = "Bars: intervals of 95 % that hold the chance of questions and of training seeds."
+        if any(p.interval is not None and p.both is None for p in shown):
+            caption += f" With fewer than {FEWEST_SEEDS} seeds they hold that of questions alone."
         if any(p.interval is None for p in shown):
             caption += " Points without a bar: no table of single queries."
         drawn = svg.inline(figure, key, title, caption)

@@ -14,7 +14,6 @@ from hybrid_scale.statistics import Interval
 from hybrid_scale.study.clock import clock
 from hybrid_scale.study.results.answers import in_words
 from hybrid_scale.study.results.comparisons import Comparison
-from hybrid_scale.study.results.crossed import Crossed
 from hybrid_scale.study.results.frames import comparisons_frame, costs_frame, laws_frame, trends_frame
 from hybrid_scale.study.results.scaling import Law, Priced
 from hybrid_scale.study.results.trends import Trend
@@ -61,11 +60,10 @@ COMPARED = (
     "minus",
     "measure",
     "difference",
-    "95 % of questions",
+    "95 %",
     "p",
     "p adjusted",
     "seeds",
-    "95 % of questions and seeds",
     "family",
     "verdict",
 )
@@ -82,7 +80,6 @@ def comparison_table(key: str, found: Sequence[Comparison]) -> Table:
             Cell(f"{each.difference:+.{each.metric.decimals}f}"),
             *_tested(each),
             Cell(str(each.seeds.count)),
-            Cell(_both(each.both, each.metric.decimals)),
             Cell(each.family),
             Cell(each.outcome),
         ]
@@ -92,20 +89,13 @@ def comparison_table(key: str, found: Sequence[Comparison]) -> Table:
 
 
 def _tested(each: Comparison | Trend) -> list[Cell]:
-    """Interval over questions, p, p after its correction."""
+    """Interval, p, p after its correction."""
     interval = _bounds(each.interval, each.metric.decimals)
     return [Cell(interval), Cell(_p(each.p)), Cell(_p(each.adjusted))]
 
 
 def _bounds(interval: Interval | None, places: int) -> str:
     return NOTHING if interval is None else f"[{interval.low:+.{places}f}, {interval.high:+.{places}f}]"
-
-
-def _both(both: Crossed | None, places: int) -> str:
-    if both is None:
-        return NOTHING
-    low, high = both.interval()
-    return f"[{low:+.{places}f}, {high:+.{places}f}]"
 
 
 def _p(value: float | None) -> str:
@@ -115,8 +105,8 @@ def _p(value: float | None) -> str:
 # ----------------------------------------------------------------------------------------------------------------- trends
 
 TURNED = (
-    *("arm", "minus", "measure", "sizes", "change for ten times the parameters", "95 % of questions", "p", "p adjusted"),
-    *("seeds", "95 % of questions and seeds", "verdict"),
+    *("arm", "minus", "measure", "sizes", "change for ten times the parameters", "95 %", "p", "p adjusted"),
+    *("seeds", "verdict"),
 )
 
 
@@ -130,7 +120,6 @@ def trend_table(key: str, found: Sequence[Trend]) -> Table:
             Cell(f"{each.slope:+.{each.metric.decimals}f}"),
             *_tested(each),
             Cell(str(each.seeds) if each.seeds else NOTHING),
-            Cell(_both(each.both, each.metric.decimals)),
             Cell(each.outcome if not each.refusal else f"not judged: {each.refusal}"),
         ]
         for each in found

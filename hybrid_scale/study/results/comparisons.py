@@ -47,12 +47,12 @@ class Comparison:
     """Differences of the seeds that both have finished."""
     alone: tuple[int, ...] = ()
     """Seeds that only one of both has finished: they have no part in it."""
-    interval: Interval | None = None
-    """Of the questions alone, for these seeds."""
-    test: Test | None = None
-    """Of the questions alone, for these seeds."""
     both: Crossed | None = None
     """The chance of questions and of seeds at once; None below FEWEST_SEEDS seeds."""
+    test: Test | None = None
+    """Below FEWEST_SEEDS seeds: of the questions alone, for these runs."""
+    interval: Interval | None = None
+    """95 % of questions and seeds (`crossed`); below FEWEST_SEEDS seeds of the questions alone, for these runs."""
     chance: SeedChance | None = None
     """Variance of one seed's difference, from the seeds of all arms of this model."""
     level: Level | None = None
@@ -189,12 +189,17 @@ def _compared(pair: _Pair, reader: Reader, margin: float) -> Comparison:
 
 
 def with_tests(means: Comparison, differences: Clusters) -> Comparison:
-    """`means` with interval and test of the questions, and with both kinds of chance where it has `parts` of
-    enough seeds."""
+    """`means` with a test and an interval: of questions and seeds where it has `parts` of enough seeds, else of the questions."""
     if len(differences) < 2:
         return replace(means, refusal="one parallel question: no spread")
     both = crossed(means.parts.to_numpy().T, means.chance) if means.parts is not None else None
-    return replace(means, interval=bootstrap(differences), test=sign_flip_test(differences), both=both)
+    if both is not None:
+        return replace(means, both=both, interval=interval_of(both))
+    return replace(means, interval=bootstrap(differences), test=sign_flip_test(differences))
+
+
+def interval_of(both: Crossed, level: float = 0.95) -> Interval:
+    return Interval(both.estimate, *both.interval(level), level, both.questions, "crossed")
 
 
 def uncompared(every: Sequence[Arm], family: Family | None = None) -> list[str]:

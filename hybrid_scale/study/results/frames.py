@@ -110,17 +110,16 @@ def trends_frame(found: Sequence[Trend]) -> pd.DataFrame:
 
 
 def _tested(each: Comparison | Trend) -> dict[str, Any]:
-    """Interval and p over questions, then both over questions and seeds; null where there is none."""
-    interval, test = each.interval, each.test
-    low, high = each.both.interval() if each.both else (None, None)
+    """Interval and p, of questions and seeds or (`chance` says which) of the questions alone; null where there is none."""
+    interval, both, test = each.interval, each.both, each.test
     return {
+        "chance": "questions and seeds" if both else "questions" if test else None,
         "low": interval.low if interval else None,
         "high": interval.high if interval else None,
         "interval": interval.method if interval else None,
-        "questions": test.clusters if test else None,
-        "p_questions": test.p if test else None,
-        "both_low": low,
-        "both_high": high,
+        "questions": interval.clusters if interval else None,
+        "standard_error": both.error if both else None,
+        "degrees_of_freedom": both.freedom if both else None,
         "p": each.p,
         "p_adjusted": each.adjusted,
     }

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hybrid_scale.statistics import Interval, Test, bootstrap, sign_flip_test
-from hybrid_scale.study.results.comparisons import Comparison
+from hybrid_scale.study.results.comparisons import Comparison, interval_of
 from hybrid_scale.study.results.crossed import Crossed, clusters_of
 from hybrid_scale.study.results.primary import combined, contrast, discoveries
 from hybrid_scale.study.results.scores import Metric
@@ -36,11 +36,11 @@ class Trend:
     differences: tuple[float, ...]
     slope: float
     """Change of the difference for ten times the parameters."""
-    interval: Interval | None = None
-    """Of the questions alone, for these seeds."""
-    test: Test | None = None
-    """Of the questions alone, for these seeds."""
     both: Crossed | None = None
+    test: Test | None = None
+    """Below FEWEST_SEEDS seeds: of the questions alone, for these runs."""
+    interval: Interval | None = None
+    """95 % of questions and seeds; below FEWEST_SEEDS seeds of the questions alone, for these runs."""
     curvature: Crossed | None = None
     """Second-degree coefficient on log10(parameters); None below three sizes or too few seeds."""
     adjusted: float | None = None
@@ -98,18 +98,14 @@ def _trend(line: Sequence[Comparison]) -> Trend:
         return replace(means, refusal=refusal)
     if parts.shape[1] < 2:
         return replace(means, refusal="one parallel question: no spread")
-    questions = clusters_of(parts.mean(0))
+    questions, seeds = clusters_of(parts.mean(0)), len(parts)
     both, _ = contrast(line, weights)
+    if both is None:
+        found = replace(means, slope=questions.estimate, interval=bootstrap(questions), test=sign_flip_test(questions))
+        return replace(found, seeds=seeds)
     bend = curvature_weights([_size(each) for each in line])
-    return replace(
-        means,
-        slope=questions.estimate,
-        interval=bootstrap(questions),
-        test=sign_flip_test(questions),
-        both=both,
-        curvature=contrast(line, bend)[0] if bend is not None else None,
-        seeds=len(parts),
-    )
+    curvature = contrast(line, bend)[0] if bend is not None else None
+    return replace(means, slope=both.estimate, both=both, interval=interval_of(both), curvature=curvature, seeds=seeds)
 
 
 def slope_weights(sizes: Sequence[float]) -> np.ndarray:
