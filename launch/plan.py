@@ -25,27 +25,30 @@ from hybrid_scale.planning.hardware import GPUS, INTERCONNECTS, Cluster, make_cl
 from hybrid_scale.planning.planner import best_run
 from hybrid_scale.planning.table import memory_table
 from hybrid_scale.study.estimate import StudyEstimate, as_values, estimate, run_text, study_text
-from hybrid_scale.study.grid import negatives_text, plan_study
+from hybrid_scale.study.grid import Plan, negatives_text, plan_study
 
 
 def main() -> int:
     arguments = parse()
     try:
-        runs = read_runs(arguments.config, arguments.settings)
+        runs, pilot = read_runs(arguments.config, arguments.settings)
         texts = given_texts(arguments, runs)
-        plans = [
-            estimate(((run.id, run.config, cluster(arguments, run, nodes)) for run in runs), texts, arguments.best)
-            for nodes in node_counts(arguments.nodes)
-        ]
+        plans, pilots = (
+            [
+                estimate(((run.id, run.config, cluster(arguments, run, nodes)) for run in asked), texts, arguments.best)
+                for nodes in node_counts(arguments.nodes)
+            ]
+            for asked in (runs, pilot)
+        )
     except HybridScaleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(
-        json.dumps([values(plan, runs) for plan in plans], indent=1)
+        json.dumps([values(plan, runs) | pilot_values(of_pilot) for plan, of_pilot in zip(plans, pilots, strict=True)], indent=1)
         if arguments.json
-        else text(plans, runs, arguments.best, arguments.markdown)
+        else "\n".join([text(plans, runs, arguments.best, arguments.markdown), *pilot_lines(plans, pilots)])
     )
-    return 1 if any(plan.problems for plan in plans) else 0
+    return 1 if any(plan.problems for plan in (*plans, *pilots)) else 0
 
 
 def parse() -> argparse.Namespace:
@@ -98,18 +101,22 @@ def cluster(arguments: argparse.Namespace, run: Asked, nodes: int | None) -> Clu
     )
 
 
-def read_runs(path: Path, settings: list[str]) -> list[Asked]:
-    """The run of a run config, or the runs of a study file."""
+def read_runs(path: Path, settings: list[str]) -> tuple[list[Asked], list[Asked]]:
+    """The run of a run config, or the runs of a study file; and the runs of the study's pilot, where it has one."""
     tree = read_yaml(path)
     if not {"study", "model", "training"} & tree.keys():
         rule = "neither a run (data, model, training) nor a study (study)"
         raise ConfigError(describe(str(path), list(tree), rule, "See launch/configs/."))
     if "study" in tree:
-        planned = plan_study(path, settings).runs
-        negatives = negatives_text(planned)
-        return [Asked(run.id, run.config, run.resources.nodes, run.resources.ranks_per_node, negatives) for run in planned]
+        study = plan_study(path, settings)
+        return of_study(study), of_study(study.pilot) if study.pilot else []
     config = load_config(path, settings)
-    return [Asked(config.run.name, config)]
+    return [Asked(config.run.name, config)], []
+
+
+def of_study(plan: Plan) -> list[Asked]:
+    negatives = negatives_text(plan.runs)
+    return [Asked(run.id, run.config, run.resources.nodes, run.resources.ranks_per_node, negatives) for run in plan.runs]
 
 
 def given_texts(arguments: argparse.Namespace, runs: list[Asked]) -> Texts | None:
@@ -129,6 +136,23 @@ def text(plans: list[StudyEstimate], runs: list[Asked], best: bool, markdown: bo
     if len(each) > 1:
         parts.append(memory_table([(f"{plan.cluster.world} GPUs", plan) for plan in each], markdown))
     return "\n\n".join(parts)
+
+
+def pilot_lines(plans: list[StudyEstimate], pilots: list[StudyEstimate]) -> list[str]:
+    """What the pilot adds, for each number of nodes asked for; nothing where there is none."""
+    lines = []
+    for plan, pilot in zip(plans, pilots, strict=True):
+        if pilot.plans:
+            hours = f"{pilot.gpu_hours:,.1f} GPU-hours more, {plan.gpu_hours + pilot.gpu_hours:,.1f} in all"
+            lines.append(f"pilot, run first: {len(pilot.plans)} runs, {hours}")
+            lines += [f"{name} (pilot): {problem}" for name, problem in pilot.problems.items()]
+    return lines
+
+
+def pilot_values(pilot: StudyEstimate) -> dict[str, Any]:
+    if not pilot.plans:
+        return {}
+    return {"pilot": {"runs": len(pilot.plans), "gpu_hours": pilot.gpu_hours, "cost": pilot.cost, "problems": pilot.problems}}
 
 
 def values(plan: StudyEstimate, asked: list[Asked]) -> dict[str, Any]:

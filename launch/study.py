@@ -33,6 +33,7 @@ from hybrid_scale.study.jobs.queue import COLLECT, View, cancel, known, look, su
 from hybrid_scale.study.jobs.site import load_site
 from hybrid_scale.study.jobs.slurm import SlurmError
 from hybrid_scale.study.jobs.state import TO_START_AGAIN
+from hybrid_scale.study.pilot import chosen_lines, read_chosen
 from hybrid_scale.study.settings import Site
 
 GO_ON = 3
@@ -108,8 +109,14 @@ def act(given: argparse.Namespace, plan: Plan) -> int:
 def expand(plan: Plan) -> int:
     for planned in plan.runs:
         print(f"{planned.id}  ->  {planned.directory}")
-    print("\n".join(plan.checks))
+    print("\n".join([*plan.checks, *([plan.pending] if plan.pending else [])]))
     return 0
+
+
+def refuse_before_the_pilot(plan: Plan) -> None:
+    """Raises ConfigError where the study takes values from a pilot that has chosen none yet."""
+    if plan.pending:
+        raise ConfigError(plan.pending)
 
 
 def site_of(plan: Plan, path: Path | None) -> Site:
@@ -125,6 +132,7 @@ def site_of(plan: Plan, path: Path | None) -> Site:
 
 
 def send(plan: Plan, site: Site, again: bool) -> int:
+    refuse_before_the_pilot(plan)
     print("\n".join(plan.checks))
     submitted = submit(plan, site, again)
     ended = Counter(view.train.word for view in submitted.before if view.train.word in TO_START_AGAIN)
@@ -136,6 +144,7 @@ def send(plan: Plan, site: Site, again: bool) -> int:
 
 
 def run(plan: Plan) -> int:
+    refuse_before_the_pilot(plan)
     here = Path(__file__)
     train = accelerate_command(plan.config.launch, here.with_name("train.py"))
     score = evaluate_command(plan.config.launch, here.with_name("evaluate.py"))
@@ -192,6 +201,9 @@ def report(plan: Plan) -> int:
     )
 
     print(write_report(plan))
+    if plan.config.choose:
+        chosen = read_chosen(plan.directory)
+        print("\n".join(chosen_lines(chosen)) if chosen else "nothing is chosen yet: an arm of a model has no finished run")
     return 0
 
 

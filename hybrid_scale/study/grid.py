@@ -9,13 +9,14 @@ import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hybrid_scale.config import RunConfig, apply_overrides, read_yaml, validate, with_settings
-from hybrid_scale.errors import ConfigError, describe
+from hybrid_scale.errors import ConfigError, describe, nearest
 from hybrid_scale.study.family import ArmType, Family, declared
+from hybrid_scale.study.pilot import CHOSEN, chosen_lines, read_chosen, with_chosen
 from hybrid_scale.study.settings import HELD_EQUAL, ArmSettings, AxisValue, ModelSettings, Resources, StudyConfig
 
 
@@ -53,6 +54,10 @@ class Plan:
     """`key=value` of the command line, which made the plan together with the file."""
     caution: str = ""
     """What must be said before any result: that arms meet unequal numbers of negatives. Empty where they don't."""
+    pilot: "Plan | None" = None
+    """The study that chooses a setting for each model of this one."""
+    pending: str = ""
+    """Why nothing may be started yet: the pilot has made no choice. Empty where nothing is in the way."""
 
     @property
     def directory(self) -> Path:
@@ -81,7 +86,33 @@ def plan_study(path: Path, settings: Sequence[str] = ()) -> Plan:
     A setting is one of the study (`study.directory=...`, `launch.processes=2`) or of its runs (`training.max_steps=3`).
     """
     config = load_study(path, settings)
-    return expand(config, _base_tree(config, path), str(path), settings)
+    if config.pilot is None:
+        return expand(config, _base_tree(config, path), str(path), settings)
+    return _plan_after_pilot(config, path, settings)
+
+
+def _plan_after_pilot(config: StudyConfig, path: Path, settings: Sequence[str]) -> Plan:
+    """The plan with the pilot's choices, or, before it has made them, with the base's values and the reason why it must wait."""
+    file = path.parent / str(config.pilot)
+    if file.resolve() == path.resolve():
+        raise ConfigError(describe(f"{path}: pilot", config.pilot, "a study must not be its own pilot", "Name another file."))
+    pilot = plan_study(file)
+    if pilot.config.choose is None:
+        remedy = "Name a study with a section `choose`."
+        raise ConfigError(describe(f"{path}: pilot", config.pilot, "this study decides nothing", remedy))
+    chosen = read_chosen(pilot.directory)
+    plan = expand(with_chosen(config, chosen, str(path)) if chosen else config, _base_tree(config, path), str(path), settings)
+    development = pilot.config.choose.metric.partition(":")[0]
+    scored = {Path(name).name for name in (*config.evaluate, *(one for run in plan.runs for one in run.config.data.evaluate))}
+    if development in scored:
+        rule = f"the pilot '{pilot.config.study.name}' chooses on this set, so this study must not be scored on it"
+        raise ConfigError(describe(f"{path}: evaluate", development, rule, "Let the pilot choose on a development set."))
+    if chosen:
+        return replace(plan, pilot=pilot, checks=(*plan.checks, *chosen_lines(chosen)))
+    pending = (
+        f"{path}: the pilot {pilot.source} has chosen no {pilot.config.choose.setting} yet: {pilot.directory / CHOSEN} is not"
+    )
+    return replace(plan, pilot=pilot, pending=f"{pending} there. Run the pilot and its report first, or state pilot: null.")
 
 
 def load_study(path: Path, settings: Sequence[str] = ()) -> StudyConfig:
@@ -135,6 +166,7 @@ def expand(config: StudyConfig, base: dict[str, Any], where: str, settings: Sequ
     _refuse_one_id(runs, where)
     _refuse_equal_runs(runs, where)
     _refuse_scored_twice(config, runs, where)
+    _refuse_an_empty_choice(config, runs, where)
     equal = _held_equal(config, runs, where)
     negatives, caution = _negatives(config, runs, where)
     family = str(primary_family(config, runs, where))
@@ -244,6 +276,23 @@ def _refuse_scored_twice(config: StudyConfig, runs: Sequence[PlannedRun], where:
         if Path(name).name in later:
             rule = f"the training scores {name} itself (data.evaluate) and writes the same file"
             raise ConfigError(describe(f"{where}: evaluate", later[Path(name).name], rule, "Leave it to one of them."))
+
+
+def _refuse_an_empty_choice(config: StudyConfig, runs: Sequence[PlannedRun], where: str) -> None:
+    """A pilot's arms must each have another value, and its development set must be scored."""
+    if config.choose is None:
+        return
+    values = {arm.name: arm.set.get(config.choose.setting) for arm in config.arms}
+    without = [name for name, value in values.items() if value is None]
+    if without or len({_shown(value) for value in values.values()}) < len(values):
+        rule = f"every arm of a pilot must set another {config.choose.setting}"
+        raise ConfigError(describe(f"{where}: arms", values, rule, "One arm for each value to try."))
+    scored = {Path(name).name for name in (*config.evaluate, *(one for run in runs for one in run.config.data.evaluate))}
+    name = config.choose.metric.partition(":")[0]
+    if name not in scored:
+        raise ConfigError(
+            describe(f"{where}: choose.metric", config.choose.metric, "no such set is evaluated", nearest(name, scored))
+        )
 
 
 def _held_equal(config: StudyConfig, runs: Sequence[PlannedRun], where: str) -> list[str]:

@@ -94,6 +94,15 @@ class StudySettings(Section):
     """Two arms are equivalent where their difference is shown to be less than this share of the other arm's score."""
 
 
+class ChooseSettings(Section):
+    """Makes the study a pilot: its arms are values of one setting, of which each model gets its best."""
+
+    setting: Dotted = "optimizer.learning_rate"
+    """Key that every arm sets."""
+    metric: SetMetric
+    """SET:METRIC of a development set, which no study that uses the pilot may be scored on."""
+
+
 class Resources(Section):
     """What one run gets. `nodes` x (`gpus_per_node` or, without GPUs, `processes_per_node`) are its ranks."""
 
@@ -197,6 +206,11 @@ class StudyConfig(Section):
     """
 
     study: StudySettings
+    pilot: str | None = None
+    """Study file of a pilot (relative to this one), whose choices become settings of the models; it must have run before this
+    study is started, and is planned with it."""
+    choose: ChooseSettings | None = None
+    """For a pilot: what it decides."""
     base: str | dict[str, Any]
     """A run's YAML file (relative to the study file) or its content."""
     overrides: dict[Dotted, Any] = Field(default_factory=dict)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hybrid_scale.config import read_yaml
-from hybrid_scale.study.grid import negatives_by_arm, plan_study
+from hybrid_scale.study.grid import negatives_by_arm, plan_study, setting
 from hybrid_scale.study.jobs.site import load_site, sbatch_options
 from hybrid_scale.study.settings import Site
 from tests.test_floors import ROOT
@@ -21,6 +21,7 @@ def test_these_are_the_studies() -> None:
         "study_miniature.yaml",
         "study_pool_rows.yaml",
         "study_qwen2.5.yaml",
+        "study_qwen2.5_pilot.yaml",
     ]
 
 
@@ -53,6 +54,17 @@ def test_every_arm_of_every_study_meets_equally_many_negatives() -> None:
         plan = plan_study(path)
         assert plan.caution == ""
         assert len(set(negatives_by_arm(plan.runs).values())) == 1, path.name
+
+
+def test_the_pilot_of_the_missions_study_tries_rates_at_every_size_on_a_development_set() -> None:
+    main, pilot = (plan_study(CONFIGS / f"study_qwen2.5{end}.yaml") for end in ("", "_pilot"))
+    assert main.pilot is not None
+    assert main.pilot.runs == pilot.runs
+    assert {run.model for run in pilot.runs} == {run.model for run in main.runs}
+    assert {run.config.sampler.arm for run in pilot.runs} == {"hybrid"}
+    for key in ("data.train", "sampler.global_batch", "sampler.pool_rows", "model.lora", "loss.temperature"):
+        assert {str(setting(run.config, key)) for run in (*main.runs, *pilot.runs)} == {str(setting(main.runs[0].config, key))}
+    assert pilot.runs[0].config.data.evaluate == ("data/dev",)
 
 
 def test_the_pool_size_ablation() -> None:

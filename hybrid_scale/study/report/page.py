@@ -26,6 +26,7 @@ from hybrid_scale.study.report.plots import Look, looks
 from hybrid_scale.study.report.scores_table import Group, headline
 from hybrid_scale.study.results import frames
 from hybrid_scale.study.results.answers import Answer, answers
+from hybrid_scale.study.results.choice import write_chosen
 from hybrid_scale.study.results.collect import Collected, collect, strangers, warnings, write_tables
 from hybrid_scale.study.results.comparisons import Comparison, cautions, compare
 from hybrid_scale.study.results.fits import FARTHEST, FEWEST_SIZES
@@ -93,6 +94,7 @@ def report(plan: Plan) -> Path:
     ):
         with atomic_path(plan.directory / name) as beside:
             table.to_csv(beside, index=False)
+    write_chosen(plan, collected)
     path = plan.directory / "report.html"
     write_text(path, render(plan, collected, judged))
     return path
