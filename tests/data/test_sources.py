@@ -394,12 +394,12 @@ def test_hub_maps_columns(tmp_path: Path) -> None:
     columns = {"query": "question", "passage": "context", "query_lang": "=fr"}
     found = of(Pair, hub.read("json", data_files=str(path), columns=columns))
     assert [(p.where, p.id, p.group, p.query_lang, p.query, p.passage) for p in found] == [
-        ("hub:json:train:0", "train:0", "train:0", "fr", "q0", "c0"),
-        ("hub:json:train:1", "train:1", "train:1", "fr", "q1", "c1"),
+        (f"{path}:1", "train:0", "train:0", "fr", "q0", "c0"),
+        (f"{path}:2", "train:1", "train:1", "fr", "q1", "c1"),
     ]
     assert len(of(Pair, hub.read("json", data_files=str(path), columns=columns, max_rows=1))) == 1
     with pytest.raises(
-        DataError, match=r"hub:json:train:0: columns: query: found 'ask'; no such column\. Known: question, context\."
+        DataError, match=r"rows\.jsonl:1: columns: query: found 'ask'; no such column\. Known: question, context\."
     ):
         list(hub.read("json", data_files=str(path), columns={"query": "ask"}))
 

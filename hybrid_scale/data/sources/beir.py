@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hybrid_scale.data.files import either
-from hybrid_scale.data.records import Judgment, Passage, Query, Record
-from hybrid_scale.data.sources.common import Languages, Row, converted, json_rows, judgment, qrels_rows
+from hybrid_scale.data.records import Judgment, Query, Record
+from hybrid_scale.data.sources.common import Languages, LeftOut, converted, json_rows, judgment, qrels_rows
+from hybrid_scale.data.sources.hub_retrieval import passage, query
 
 
 def read(
@@ -27,30 +28,3 @@ def read(
             yield record
     wanted.check(str(path))
     yield from (record for record in judgments if not left_out.concerns(record))
-
-
-def passage(row: Row, lang: str) -> Passage:
-    """Raises BadRow."""
-    return Passage(row.where, row.text("_id"), row.text("lang", lang), row.titled("text", may_be_empty=True))
-
-
-def query(row: Row, lang: str) -> Query:
-    """`group` ties translations; a query without it stands alone. Raises BadRow."""
-    name = row.text("_id")
-    return Query(row.where, name, row.text("lang", lang), row.text("text"), row.text("group", name))
-
-
-class LeftOut:
-    """Ids left out for their language, so that their judgments are left out too instead of being errors."""
-
-    def __init__(self) -> None:
-        self.ids: set[tuple[type, str]] = set()
-
-    def unless_wanted(self, record: Passage | Query, wanted: Languages) -> Passage | Query | None:
-        if wanted.keep(record.lang):
-            return record
-        self.ids.add((type(record), record.id))
-        return None
-
-    def concerns(self, record: Record) -> bool:
-        return isinstance(record, Judgment) and ((Query, record.query) in self.ids or (Passage, record.passage) in self.ids)

@@ -74,8 +74,11 @@ def parts_of(name: str) -> tuple[str, ...]:
     return FORUMS if name == "cqadupstack" else ()
 
 
-def read(name: str, path: str = "", revision: str = "") -> Iterator[Record]:
-    """The set `name` from the folder `path`, from the Hub id `path`, or, without one, from mteb's copy on the Hub."""
+def read(name: str, path: str = "", revision: str = "", config: str = "") -> Iterator[Record]:
+    """The set `name` from the folder `path`, from the Hub id `path`, or, without one, from mteb's copy on the Hub.
+
+    config: the set's name in the configs of a Hub id that holds several sets (`scifact` of scifact-corpus).
+    """
     chosen = known(name)
     folder = Path(path)
     if path and folder.is_dir():
@@ -83,4 +86,4 @@ def read(name: str, path: str = "", revision: str = "") -> Iterator[Record]:
         return beir.read(inner if inner.is_dir() else folder, chosen.split)
     where = path or chosen.hub
     qrels = f"{where}-qrels" if where.startswith("BeIR/") else ""
-    return hub.read(where, split=chosen.split, kind="retrieval", revision=revision, qrels=qrels)
+    return hub.read(where, split=chosen.split, kind="retrieval", revision=revision, qrels=qrels, config=config)

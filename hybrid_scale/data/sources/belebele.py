@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hybrid_scale.data.records import Bad, Judgment, Passage, Query, Record
 from hybrid_scale.data.sources.common import BadRow, Row, json_rows, require_languages
-from hybrid_scale.data.sources.hub import HubData
+from hybrid_scale.data.sources.hub_data import HubData
 from hybrid_scale.errors import ConfigError, DataError, describe
 from hybrid_scale.languages import distinct_codes
 
@@ -47,7 +47,7 @@ def _from_hub(path: str, languages: tuple[str, ...], revision: str) -> list[Vari
     if not languages or any("_" not in name for name in languages):
         rule = "reading from the Hub needs the variants' own names, such as eng_Latn,zho_Hans"
         raise ConfigError(describe("belebele: languages", ",".join(languages), rule))
-    data = HubData(path, {}, revision, "")
+    data = HubData(path, revision=revision)
     return [(code, data.rows(variant, "test")) for code, variant in zip(_codes(languages), languages, strict=True)]
 
 

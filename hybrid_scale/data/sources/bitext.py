@@ -7,15 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hybrid_scale.data.records import Pair, Record
-from hybrid_scale.data.sources.common import Languages, Row, converted, json_rows
+from hybrid_scale.data.sources.common import Languages, Row, Splits, converted, json_rows
 
 
-def read(paths: tuple[Path, ...], languages: tuple[str, ...] = ()) -> Iterator[Record]:
-    """Sentences of one or several JSON Lines files in `languages`; query and passage of a row are the same sentence."""
-    wanted = Languages(languages)
+def read(paths: tuple[Path, ...], languages: tuple[str, ...] = (), split: str = "") -> Iterator[Record]:
+    """Sentences of one or several JSON Lines files in `languages`; query and passage of a row are the same sentence.
+
+    split: as in `pairs.read`.
+    """
+    wanted, splits = Languages(languages), Splits(split)
     for path in paths:
-        yield from converted(json_rows(path), lambda row: wanted_sentence(row, wanted))
-    wanted.check(", ".join(map(str, paths)))
+        yield from converted(splits.kept(json_rows(path)), lambda row: wanted_sentence(row, wanted))
+    named = ", ".join(map(str, paths))
+    yield from splits.check(named)
+    wanted.check(named)
 
 
 def wanted_sentence(row: Row, wanted: Languages) -> Pair | None:

@@ -3,13 +3,14 @@
 Knows no data set.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybrid_scale.data.files import read_jsonl, read_lines
-from hybrid_scale.data.records import Bad, Judgment, Record, text_field
+from hybrid_scale.data.records import Bad, Judgment, Note, Passage, Query, Record, text_field
 from hybrid_scale.errors import DataError, describe
 from hybrid_scale.languages import distinct_codes, known_code
 
@@ -37,6 +38,10 @@ class Row:
         if isinstance(value, Bad):
             raise BadRow(value)
         return value
+
+    def first(self, *keys: str) -> str:
+        """The first of the keys whose field is there and not null; the first one of all where none is."""
+        return next((key for key in keys if self.values.get(key) is not None), keys[0])
 
     def blank(self, key: str) -> bool:
         """Whether the field is absent, null, empty or white space alone."""
@@ -68,23 +73,20 @@ class Row:
         return BadRow(Bad(self.where, describe(f"{self.where}: {key}", self.values.get(key), rule)))
 
 
-Converter = Callable[[Row], Record | None]
-
-
-def convert(row: Row, converter: Converter) -> Record | None:
-    """The converter's record, or the Bad record that it raised."""
-    try:
-        return converter(row)
-    except BadRow as error:
-        return error.bad
+Converter = Callable[[Row], Record | Sequence[Record] | None]
 
 
 def converted(rows: Iterator[Row | Bad], converter: Converter) -> Iterator[Record]:
-    """One record per row; a row is left out where the converter returns None."""
+    """The converter's record or records of each row, or the Bad record that it raised; None and an empty list leave a row out."""
     for row in rows:
-        record = row if isinstance(row, Bad) else convert(row, converter)
-        if record is not None:
-            yield record
+        try:
+            records = row if isinstance(row, Bad) else converter(row)
+        except BadRow as error:
+            records = error.bad
+        if isinstance(records, Sequence):
+            yield from records
+        elif records is not None:
+            yield records
 
 
 def json_rows(path: Path) -> Iterator[Row | Bad]:
@@ -155,6 +157,36 @@ class Languages:
         require_languages(where, sorted(self.wanted), self.met)
 
 
+class Splits:
+    """The split asked for (empty: all) by rows' own field `split`, and what the rows say. remedy: where all are taken."""
+
+    def __init__(self, wanted: str, remedy: str = "--split NAME takes one"):
+        self.wanted, self.remedy = wanted, remedy
+        self.met: Counter[str] = Counter()
+
+    def kept(self, rows: Iterator[Row | Bad]) -> Iterator[Row | Bad]:
+        """The rows of the wanted split; all where none is asked for."""
+        for row in rows:
+            if isinstance(row, Row):
+                named = "" if row.blank("split") else str(row.values["split"]).strip()
+                self.met[named] += 1
+                if self.wanted and named != self.wanted:
+                    continue
+            yield row
+
+    def check(self, where: str) -> Iterator[Note]:
+        """A note of what was taken or left out. Raises DataError when no row was of the split asked for. Call it at the end."""
+        named = {name: count for name, count in sorted(self.met.items()) if name}
+        shown = ", ".join(f"{name} {count:,}" for name, count in named.items()) or "none"
+        if self.wanted and self.wanted not in named:
+            raise DataError(describe(f"{where}: split", self.wanted, "no row names this split", f"Known: {shown}."))
+        without = f", {self.met['']:,} rows name none" if self.met[""] else ""
+        if self.wanted:
+            yield Note(where, f"rows of split '{self.wanted}' were taken; the rows name these splits: {shown}{without}")
+        elif set(named) - {"train"}:
+            yield Note(where, f"rows of all splits were taken, by their field `split`: {shown}{without}; {self.remedy}")
+
+
 def require_languages(where: str, wanted: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
     """The data's own names of the wanted languages, however each side spells them; all of them where none is wanted.
 
@@ -178,3 +210,19 @@ def require_languages(where: str, wanted: Sequence[str], known: Iterable[str]) -
             rule = f"the data hold this language as {' and '.join(names)}"
             raise DataError(describe(f"{where}: languages", spelling, rule, "Name one of them as it is written there."))
     return tuple(names[0] for names in fitting)
+
+
+class LeftOut:
+    """Ids left out for their language, so that their judgments are left out too instead of being errors."""
+
+    def __init__(self) -> None:
+        self.ids: set[tuple[type, str]] = set()
+
+    def unless_wanted(self, record: Passage | Query, wanted: Languages) -> Passage | Query | None:
+        if wanted.keep(record.lang):
+            return record
+        self.ids.add((type(record), record.id))
+        return None
+
+    def concerns(self, record: Record) -> bool:
+        return isinstance(record, Judgment) and ((Query, record.query) in self.ids or (Passage, record.passage) in self.ids)

@@ -1,15 +1,15 @@
-"""Any data set of the Hugging Face Hub, or a local folder in one of its formats, streamed through `datasets`.
+"""Any data set of the Hugging Face Hub, or a local folder in one of its formats, as training rows or as a retrieval set.
 
-Columns are mapped by name; `=value` is a constant. Refuses remote code: `datasets` 4 and later runs none, and none is asked for.
+Columns are mapped by name; `=value` is a constant. How files are read: hub_data.py; layouts of retrieval sets: hub_retrieval.py.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from hybrid_scale.data.records import Judgment, Query, Record
-from hybrid_scale.data.sources import beir
-from hybrid_scale.data.sources.common import Converter, Languages, Row, convert, judgment
-from hybrid_scale.data.sources.pairs import wanted_pair
+from hybrid_scale.data.records import Record
+from hybrid_scale.data.sources import hub_languages, hub_retrieval
+from hybrid_scale.data.sources.common import Languages, Splits, converted, require_languages
+from hybrid_scale.data.sources.hub_data import HubData
+from hybrid_scale.data.sources.pairs import wanted_pairs
 from hybrid_scale.errors import DataError, describe
 
 
@@ -23,89 +23,42 @@ def read(
     lang: str = "en",
     revision: str = "",
     data_files: str = "",
+    queries: str = "",
     qrels: str = "",
     max_rows: int = 0,
 ) -> Iterator[Record]:
     """Records of the data set `path` (an id or a folder; `json`, `csv` or `parquet` with `data_files`).
 
     kind `pairs`: fields as in `sources.pairs`, id defaults to `<split>:<row>`, split to `train`.
-    kind `retrieval`: configs `corpus` and `queries` with splits of the same names, and judgments in the default config
-    (as mteb does) or in the data set `qrels` (as BeIR does), split `test`; only judged queries are kept.
+    kind `retrieval`: the layouts of `sources.hub_retrieval`, split `test`; only judged queries are kept. `config` names one part
+    of a set in parts; `queries` and `qrels` name data sets that hold these apart from the corpus. Where the parts are languages,
+    those of `languages` are read, and ids become `<language>:<id>`.
     columns: ours -> theirs, {"query": "question", "query_lang": "=en"}. lang: language of rows that name none.
     max_rows: stop a training set after so many rows; 0: none.
     """
     if kind not in ("pairs", "retrieval"):
         raise DataError(describe("kind", kind, "must be pairs or retrieval"))
-    source = HubData(path, columns or {}, revision, data_files)
     wanted = Languages(languages)
     if kind == "pairs":
-        yield from source.records(config, split or "train", lambda row: wanted_pair(row, wanted, lang), max_rows)
+        rows = HubData(path, columns, revision, data_files).numbered_rows(config, split or "train", max_rows)
+        splits = Splits("", "--split names a split of the data set, not a value of this column")
+        yield from converted(splits.kept(rows), lambda row: wanted_pairs(row, wanted, lang))
+        yield from splits.check(f"hub:{path}")
         wanted.check(f"hub:{path}")
         return
-    table = HubData(qrels, {}, "", "") if qrels else HubData(path, {}, revision, "")
-    judgments = list(table.records("", split or "test", judgment))
-    judged = {record.query for record in judgments if isinstance(record, Judgment)}
-    left_out = beir.LeftOut()
-    yield from source.records("corpus", "corpus", lambda row: left_out.unless_wanted(beir.passage(row, lang), wanted))
-    for record in source.records("queries", "queries", lambda row: left_out.unless_wanted(beir.query(row, lang), wanted)):
-        if not isinstance(record, Query) or record.id in judged:
-            yield record
+    source = HubData(path, columns, revision, data_files, strict=False)
+    parts = [] if config or queries or "corpus" in source.configs() else hub_retrieval.parts(source)
+    if parts and languages:
+        names = require_languages(f"hub:{path}", languages, parts)
+        yield from hub_languages.read(path, {name: name for name in names}, split or "test", revision)
+        return
+    if parts:
+        remedy = f"Known: {', '.join(parts)}. Give one as --option config=NAME, or --languages where they are languages."
+        raise DataError(describe(f"hub:{path}", f"{len(parts)} parts", "a set in parts needs the name of one", remedy))
+    others = [HubData(name, columns, strict=False) if name else None for name in (queries, qrels)]
+    yield from hub_retrieval.Tables(source, others[0], others[1], config, split or "test").read(wanted, lang)
     wanted.check(f"hub:{path}")
-    yield from (record for record in judgments if not left_out.concerns(record))
-
-
-class HubData:
-    """One data set of the Hub, or a local folder in one of its formats, and its column names."""
-
-    def __init__(self, path: str, columns: Mapping[str, str], revision: str, data_files: str):
-        self.path, self.columns, self.revision, self.data_files = path, columns, revision, data_files
-
-    def records(
-        self, config: str, split: str, converter: Converter, max_rows: int = 0, any_split: bool = False
-    ) -> Iterator[Record]:
-        """Converted rows of one config and split; `any_split`: of its only split where it lacks the one asked for."""
-        for row in self.rows(config, split, max_rows, any_split):
-            record = convert(row, converter)
-            if record is not None:
-                yield record
-
-    def rows(self, config: str, split: str, max_rows: int = 0, any_split: bool = False) -> Iterator[Row]:
-        """Rows under our column names; `id` is their place where they have none."""
-        for number, values in enumerate(self._stream(config, split, any_split)):
-            if max_rows and number == max_rows:
-                return
-            where = f"hub:{self.path}:{split}:{number}"
-            yield Row(where, {"id": f"{split}:{number}", **self._mapped(where, values)})
-
-    def _stream(self, config: str, split: str, any_split: bool) -> Iterator[dict[str, Any]]:
-        import datasets
-
-        try:
-            if any_split:
-                names = datasets.get_dataset_split_names(self.path, config, revision=self.revision or None)
-                split = str(names[0]) if len(names) == 1 else split
-            yield from datasets.load_dataset(
-                self.path,
-                config or None,
-                split=split,
-                streaming=True,
-                revision=self.revision or None,
-                data_files=self.data_files or None,
-            )
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            found = f"{type(error).__name__}: {error}"
-            where = f"hub:{self.path}:{config or 'default'}:{split}"
-            remedy = "Check id, config, split, and that the Hub can be reached or the folder exists."
-            raise DataError(describe(where, found, "can't be opened", remedy)) from error
-
-    def _mapped(self, where: str, values: dict[str, Any]) -> dict[str, Any]:
-        """The row under our names; unmapped columns keep theirs. Raises DataError when a mapped column doesn't exist."""
-        row = dict(values)
-        for ours, theirs in self.columns.items():
-            if theirs.startswith("="):
-                row[ours] = theirs[1:]
-            elif theirs in values:
-                row[ours] = values[theirs]
-            else:
-                raise DataError(describe(f"{where}: columns: {ours}", theirs, "no such column", f"Known: {', '.join(values)}."))
-        return row
+    unmet = set.intersection(*(set(data.unmet()) for data in (source, *others) if data is not None))
+    if unmet:
+        name = min(unmet)
+        raise DataError(describe(f"hub:{path}: columns: {name}", (columns or {})[name], "no table has this column"))

@@ -50,4 +50,6 @@ def _passage(row: Row, lang: str) -> Passage:
 
 
 def _query(row: Row, lang: str) -> Query:
-    return hub_languages.query(row, lang)
+    """A query stands alone: topics of different languages aren't parallel."""
+    name = f"{lang}:{row.text('_id')}"
+    return Query(row.where, name, lang, row.text("text"), name)

@@ -1,35 +1,45 @@
 """Training rows in JSON Lines: one query with its positive passage, and hard negatives where there are any.
 
 Fields: id, query, passage, query_lang; group, pid (both default to id), passage_lang (defaults to query_lang), title
-(put before the passage), negatives (a list of texts or of {pid, text}). A row with `text` in place of query and passage is
-a translated sentence (sources/bitext.py), so that one training set may hold both.
+(put before the passage, as in BEIR), negatives (a list of texts or of {pid, title, text}), split (see `read`). A row with `text`
+in place of query and passage is a translated sentence (sources/bitext.py), so that one training set may hold both. Rows of other
+projects (sources/row_layouts.py) are read as well.
 """
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hybrid_scale.data.records import Pair, Record
 from hybrid_scale.data.sources.bitext import wanted_sentence
-from hybrid_scale.data.sources.common import Languages, Row, converted, json_rows
+from hybrid_scale.data.sources.common import Languages, Row, Splits, converted, json_rows
+from hybrid_scale.data.sources.row_layouts import text_id, training_rows
 
 
-def read(paths: tuple[Path, ...], languages: tuple[str, ...] = (), lang: str = "") -> Iterator[Record]:
+def read(paths: tuple[Path, ...], languages: tuple[str, ...] = (), lang: str = "", split: str = "") -> Iterator[Record]:
     """Rows of one or several files whose query and passage are both in `languages`.
 
-    lang: language of rows without `query_lang`.
+    lang: language of rows without `query_lang`. split: take the rows whose field `split` says so; without it all are taken, and
+    a note says which splits the rows name.
     """
-    wanted = Languages(languages)
+    wanted, splits = Languages(languages), Splits(split)
     for path in paths:
-        yield from converted(json_rows(path), lambda row: wanted_pair(row, wanted, lang))
-    wanted.check(", ".join(map(str, paths)))
+        rows = splits.kept(json_rows(path))
+        yield from converted(rows, lambda row: wanted_pairs(row, wanted, lang))
+    named = ", ".join(map(str, paths))
+    yield from splits.check(named)
+    wanted.check(named)
 
 
-def wanted_pair(row: Row, wanted: Languages, lang: str = "") -> Pair | None:
-    """The row as a Pair, None where its languages aren't wanted. Raises BadRow."""
+def wanted_pairs(row: Row, wanted: Languages, lang: str = "") -> list[Pair]:
+    """The row's pairs, none where its languages aren't wanted. Raises BadRow."""
     if "text" in row.values and "query" not in row.values:
-        return wanted_sentence(row, wanted)
+        sentence = wanted_sentence(row, wanted)
+        return [] if sentence is None else [sentence]
+    return [pair for one in training_rows(row) if (pair := _pair(one, wanted, lang)) is not None]
+
+
+def _pair(row: Row, wanted: Languages, lang: str) -> Pair | None:
     query_lang = row.text("query_lang", lang or None)
     passage_lang = row.text("passage_lang", query_lang)
     if not wanted.keep(query_lang, passage_lang):
@@ -63,4 +73,4 @@ def _as_object(value: Any) -> dict[str, Any]:
 def _negative(row: Row) -> tuple[str, str]:
     text = row.titled("text")
     # Equal texts must share a pid whichever row they stand in, else one passage would be written twice.
-    return row.text("pid", "text:" + hashlib.blake2b(text.encode(), digest_size=12).hexdigest()), text
+    return row.text("pid", text_id(text)), text

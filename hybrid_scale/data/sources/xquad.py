@@ -13,7 +13,7 @@ from typing import Any
 from hybrid_scale.data.files import json_document
 from hybrid_scale.data.records import Bad, Judgment, Passage, Query, Record
 from hybrid_scale.data.sources.common import BadRow, Row, require_languages
-from hybrid_scale.data.sources.hub import HubData
+from hybrid_scale.data.sources.hub_data import HubData
 from hybrid_scale.errors import DataError, describe
 
 HUB = "google/xquad"
@@ -30,6 +30,9 @@ def read(path: str = HUB, languages: tuple[str, ...] = (), revision: str = "") -
     for lang, rows in _sources(path, languages, revision).items():
         numbers: dict[str, str] = {}
         for row in rows:
+            if isinstance(row, Bad):
+                yield row
+                continue
             try:
                 context, question, name = row.text("context"), row.text("question"), row.text("id")
             except BadRow as error:
@@ -51,9 +54,9 @@ def read(path: str = HUB, languages: tuple[str, ...] = (), revision: str = "") -
                 yield Judgment(where, f"{lang}:{name}", paragraph[other, name], 1)
 
 
-def _sources(path: str, languages: tuple[str, ...], revision: str) -> dict[str, Iterator[Row]]:
+def _sources(path: str, languages: tuple[str, ...], revision: str) -> dict[str, Iterator[Row | Bad]]:
     if not Path(path).is_dir():
-        data = HubData(path, {}, revision, "")
+        data = HubData(path, revision=revision)
         return {lang: data.rows(f"xquad.{lang}", "validation") for lang in require_languages(path, languages, LANGUAGES)}
     files = sorted([*Path(path).glob("*.json"), *Path(path).glob("*.json.gz")])
     found = {code: file for file in files if (code := file.name.removeprefix("xquad.").partition(".")[0]) in LANGUAGES}
@@ -64,7 +67,7 @@ def _sources(path: str, languages: tuple[str, ...], revision: str) -> dict[str, 
     return {lang: _rows(found[lang]) for lang in require_languages(path, languages, found)}
 
 
-def _rows(file: Path) -> Iterator[Row]:
+def _rows(file: Path) -> Iterator[Row | Bad]:
     """Questions with their context, as the Hub has them."""
     tree = json_document(file)
     try:
