@@ -1,4 +1,4 @@
-"""Our own collectives, and the only reader of RANK and its friends.
+"""Our own collectives, and with `launched` the only reader of RANK and its friends.
 
 Works with and without a process group: one process is a world of one. Knows no DeepSpeed and no model.
 """
@@ -6,6 +6,7 @@ Works with and without a process group: one process is a world of one. Knows no 
 import datetime
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,16 @@ import torch.distributed as c10d
 
 from hybrid_scale import gpu
 from hybrid_scale.errors import HybridScaleError, RunError, describe, explain
+from hybrid_scale.launched import Started, is_rank, settle
 
 JOIN_SECONDS = 1800.0
+JOIN_SAID_SECONDS = 5.0
+"""How long a rank waits for the others without a word."""
 SAID_WITHIN_SECONDS = 5.0
 """How long a rank with an error waits for rank 0 to say it."""
+
+_timeout: datetime.timedelta | None = None
+_started: Started | None = None
 
 
 def backend() -> str:
@@ -31,16 +38,60 @@ def start(timeout_seconds: float = 24 * 3600.0) -> None:
 
     `timeout_seconds`: how long ranks wait for one that works alone, as rank 0 does while it tokenises a large data set. Rank and
     launcher notice a rank that dies before that, `train.watch` one that hangs. Ranks have JOIN_SECONDS to appear.
+    Raises RunError: who is meant can't be told (`launched.settle`), ranks that don't appear, another world than HS_EXPECT_WORLD.
     """
+    global _timeout, _started
+    started = settle()
+    _started = started if started.launched or _started is None else _started
+    if launched_rank() == 0:
+        for note in started.notes:
+            print(f"warning: {note}", file=sys.stderr, flush=True)
+    if started.cpu and gpu.present():
+        rule = "this process sees a GPU, which it would take"
+        remedy = 'Leave --cpu (use_cpu in its config file) out, or hide the GPUs: CUDA_VISIBLE_DEVICES="".'
+        raise RunError(describe("accelerate launch", "--cpu", rule, remedy))
     gpu.take(int(os.environ.get("LOCAL_RANK", "0")))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not c10d.is_initialized():
-        ours = device() if gpu.present() else None  # NCCL connects now instead of in the first step, and knows its GPU
-        join = min(JOIN_SECONDS, timeout_seconds)
-        c10d.init_process_group(backend(), timeout=datetime.timedelta(seconds=join), device_id=ours)
-        c10d.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=timeout_seconds))
-    expected = int(os.environ.get("HS_EXPECT_WORLD", world_size()))
-    if expected != world_size():
+        _join(min(JOIN_SECONDS, timeout_seconds))
+        _timeout = datetime.timedelta(seconds=timeout_seconds)
+        c10d.distributed_c10d._set_pg_timeout(_timeout)
+    expected = os.environ.get("HS_EXPECT_WORLD", str(world_size()))
+    if not expected.isdecimal():
+        raise RunError(describe("HS_EXPECT_WORLD", expected, "must be a number of ranks", "Set it to one, or unset it."))
+    if int(expected) != world_size():
         raise RunError(f"HS_EXPECT_WORLD: {expected} ranks were asked for, {world_size()} joined: two worlds are training apart.")
+
+
+def _join(seconds: float) -> None:
+    """Meet the other ranks within `seconds`; a rank that waits for them says so. Raises RunError: they don't come."""
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    who = f"rank {launched_rank()} of {os.environ['WORLD_SIZE']}"
+
+    def say() -> None:
+        text = f"{who} waits for the others at {place}, at most {seconds:.0f} s; RANK and WORLD_SIZE of the environment say so."
+        print(text, file=sys.stderr, flush=True)
+
+    said = threading.Timer(JOIN_SAID_SECONDS, say)
+    said.daemon = True
+    said.start()
+    ours = device() if gpu.present() else None  # NCCL connects now instead of in the first step, and knows its GPU
+    try:
+        c10d.init_process_group(backend(), timeout=datetime.timedelta(seconds=seconds), device_id=ours)
+    except (c10d.DistStoreError, c10d.DistNetworkError, ValueError) as error:
+        rule = f"the ranks must meet at {place} within {seconds:.0f} s ({str(error).splitlines()[0]})"
+        remedy = "Is it the launcher's address, and were all ranks started? Variables left over in a shell are to be unset."
+        raise RunError(describe("process group", who, rule, remedy)) from None
+    finally:
+        said.cancel()
+
+
+def share_timeout() -> None:
+    """Every process group made so far, those of libraries too, waits as long as the world's: theirs would give up after
+    10 minutes (NCCL) or 30 while a rank works alone.
+    """
+    if _timeout is not None and c10d.is_initialized():
+        for group in list(c10d.distributed_c10d._world.pg_map):
+            c10d.distributed_c10d._set_pg_timeout(_timeout, group)
 
 
 def stop(failed: bool = False) -> None:
@@ -58,13 +109,18 @@ def rank() -> int:
 
 
 def launched() -> bool:
-    """Whether a launcher (accelerate launch, torchrun) started this process."""
-    return "RANK" in os.environ
+    """Whether a launcher (accelerate launch, torchrun, deepspeed) started this process as a rank."""
+    return is_rank()
+
+
+def alone_by() -> str | None:
+    """By what this process was started alone where ranks could have been started; None: nothing known."""
+    return _started.alone if _started else None
 
 
 def launched_rank() -> int:
     """The rank that the launcher gave this process, known before the process group exists."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if is_rank() else 0
 
 
 def world_size() -> int:

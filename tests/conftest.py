@@ -25,7 +25,8 @@ os.environ.update(
 )
 # Of a job or a launcher that these tests run in. HS_CLUSTER: tests/cluster.sh.
 INHERITED = re.compile(
-    r"(SLURM|SBATCH|SQUEUE|HS(?!_CLUSTER$))_.*|(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|HF_(DATASETS|HUB)_CACHE"
+    r"(SLURM|SBATCH|SQUEUE|HS(?!_CLUSTER$)|ACCELERATE|FSDP|PMI|OMPI|MV2)_.*|(LOCAL_)?(RANK|WORLD_SIZE|SIZE)"
+    r"|MASTER_(ADDR|PORT)|HF_(DATASETS|HUB)_CACHE"
 )
 for name in filter(INHERITED.fullmatch, list(os.environ)):
     del os.environ[name]

@@ -22,7 +22,7 @@ PLANNING = tuple(
     for name in ("architecture", "hardware", "zero", "costs", "speed", "forecast", "search", "planner", "table")
 )
 """In their order: each may import those before it."""
-PLAIN = ("errors", "languages", "config", "runs", "command_line", *PLANNING, "statistics", "pages")
+PLAIN = ("errors", "languages", "config", "runs", "command_line", "launched", *PLANNING, "statistics", "pages")
 """The ground without torch."""
 GROUND = (*PLAIN, "gpu", "dist", "checkpoints")
 MATERIALS = (*GROUND, "data", "model")
@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "command_line": (),
     **{part: ("errors", "config", *PLANNING[:level]) for level, part in enumerate(PLANNING)},
     "gpu": ("errors",),
-    "dist": ("errors", "config", "gpu"),
+    "launched": ("errors",),
+    "dist": ("errors", "config", "gpu", "launched"),
     "checkpoints": ("errors", "config", "runs", "dist"),
     "statistics": ("errors",),
     "pages": ("pages",),
@@ -202,11 +203,11 @@ def home_faults(modules: list[Module]) -> list[str]:
 
 
 def launcher_faults(modules: list[Module]) -> list[str]:
-    """The launcher's variables named outside dist.py."""
+    """The launcher's variables named outside dist.py and launched.py."""
     return [
         f"{module.path}:{node.lineno}: '{node.value}' is read in dist.py alone"
         for module in modules
-        if module.path != "hybrid_scale/dist.py"
+        if module.path not in ("hybrid_scale/dist.py", "hybrid_scale/launched.py")
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Constant) and node.value in LAUNCHER_VARIABLES
     ]

@@ -80,7 +80,8 @@ def test_seeded_numbers():
 
 
 def test_the_gpu_is_ours_before_nccl_starts(cuda, monkeypatch):
-    for name, value in {"LOCAL_RANK": "1", "WORLD_SIZE": "16", "HS_EXPECT_WORLD": "1"}.items():
+    launcher = {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
+    for name, value in {**launcher, "HS_EXPECT_WORLD": "1"}.items():
         monkeypatch.setenv(name, value)
     with (
         mock.patch.object(dist.c10d, "init_process_group") as init,

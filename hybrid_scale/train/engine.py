@@ -83,7 +83,8 @@ def make_accelerator(config: RunConfig, run_directory: Path, group: int | None =
 
     Raises RunError when its world differs.
     """
-    options: dict[str, Any] = {"log_with": list(config.training.trackers) or None, "project_dir": str(run_directory)}
+    trackers = list(config.training.trackers) or None
+    options: dict[str, Any] = {"log_with": trackers, "project_dir": str(run_directory), "mixed_precision": "no"}
     if config.training.engine == "deepspeed":
         _quiet_deepspeed()
         plugin = DeepSpeedPlugin(hf_ds_config=read_deepspeed_config(config, group), zero3_init_flag=False)

@@ -36,8 +36,9 @@ Evaluate = Callable[[RunConfig, RunDirectory, TextEncoder, Engine, int | None], 
 def train(config: RunConfig, evaluate: Evaluate) -> bool:
     """Train to the end (True) or to an agreed stop (False). The run directory says which, and why if it failed."""
     if config.training.engine == "deepspeed" and not dist.launched():
-        rule = "DeepSpeed needs a launcher, even for one process"
-        remedy = "Use `accelerate launch --use_deepspeed ... launch/train.py`, or training.engine=plain."
+        started = f"; this one was started by {by}" if (by := dist.alone_by()) else ""
+        rule = f"DeepSpeed needs a launcher that starts ranks, even for one process{started}"
+        remedy = "Use `accelerate launch --use_deepspeed ... launch/train.py` without --cpu, or training.engine=plain."
         raise ConfigError(describe("training.engine", "deepspeed", rule, remedy))
     run = RunDirectory(config.run.directory)
     stop = StopRequest(deadline(config.training))
@@ -150,7 +151,9 @@ def _build(settled: Settled, run: RunDirectory, resumed: Path | None) -> tuple[E
     shards = read_deepspeed_config(config, group) if sharded else None
     embedder = load_embedder(config.model, config.run.seed, resumed / "adapter" if resumed else None, shards)
     accelerator = make_accelerator(config, run.path, group)
-    return embedder, accelerator, make_engine(config, accelerator, embedder)
+    engine = make_engine(config, accelerator, embedder)
+    dist.share_timeout()  # with the groups that DeepSpeed made
+    return embedder, accelerator, engine
 
 
 def say(text: str) -> None:
