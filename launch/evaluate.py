@@ -78,14 +78,23 @@ def _refuse_contradictions(parser: argparse.ArgumentParser, chosen: argparse.Nam
         parser.error("give a prepared set, or --run-in with --qrels")
 
 
+COUNTS = {
+    "queries_without_relevant": ": each counts 0",
+    "queries_without_judgment": ": left out",
+    "queries_without_results": "",
+    "skipped_pairs": "",
+    "own_ids_dropped": "",
+}
+"""What is told of a result beside its metrics, and what it means for them."""
+
+
 def summary(result: dict[str, Any]) -> str:
     """One line of facts, then one line a metric."""
     head = f"{result.get('task', result.get('run'))}: {result['queries']} queries"
     if "passages" in result:
         head += f", {result['passages']} passages, {len(result['languages'])} languages"
     lines = [f"  {name:26s}{'-' if value is None else f'{value:.4f}'}" for name, value in result["metrics"].items()]
-    counts = ("queries_without_relevant", "queries_without_results", "skipped_pairs", "own_ids_dropped")
-    notes = [f"  {result[key]} {key.replace('_', ' ')}" for key in counts if result.get(key)]
+    notes = [f"  {result[key]} {key.replace('_', ' ')}{meaning}" for key, meaning in COUNTS.items() if result.get(key)]
     refusals = [f"  no {name}: {reason}" for name, reason in result["refused"].items()]
     if result.get("in_domain", {}).get("verdict"):
         notes.append(f"  in-domain: trained on {', '.join(result['in_domain']['sources'])}")

@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,6 +55,8 @@ REMEDIES = {
     "a web page": "The download gave an answer in place of the file: fetch it again.",
     "Parquet": "Convert it to text, or read it by a source of JSON Lines (pairs, bitext, beir) or by the source hub.",
 }
+FIELD = re.compile("[^ \\t\\n\\v\\f\\r]+")
+"""A field of a TREC file: what C's isspace doesn't part."""
 PEEK = 1 << 13
 PARQUET_ROWS = 1 << 10
 
@@ -187,6 +190,16 @@ def read_lines(path: File) -> Iterator[tuple[str, str]]:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield f"{path}:{number}", line.removesuffix("\n").removesuffix("\r")
+
+
+def read_trec(path: File) -> Iterator[tuple[str, str, list[str]]]:
+    """(`file:line`, line, its fields) of a run or of qrels, read as trec_eval reads them.
+
+    ASCII white space alone parts fields: a no-break space belongs to its id. A line that begins with `#` is a comment.
+    """
+    for where, line in read_lines(path):
+        if (fields := FIELD.findall(line)) and not fields[0].startswith("#"):
+            yield where, line, fields
 
 
 def read_jsonl(path: File) -> Iterator[tuple[str, dict[str, Any] | Bad]]:

@@ -62,7 +62,10 @@ def judge(task: RetrievalSet, above: np.ndarray, found: np.ndarray | None = None
     qrels = positive(task)
     found = np.ones(len(qrels), bool) if found is None else found
     language = passage_language[qrels[:, 1]]
-    judged = Judged(query_languages, passage_languages, query_language, qrels[:, 0], language, qrels[:, 2], above, found)
+    topics = np.zeros(len(task.queries), bool)
+    topics[np.concatenate([task.qrels[:, 0], task.missing[:, 0]])] = True
+    pairs = qrels[:, 0], language, qrels[:, 2], above, found
+    judged = Judged(query_languages, passage_languages, query_language, *pairs, topics)
     return _with_missing(judged, missing_positive(task))
 
 
@@ -203,7 +206,7 @@ def facts(task: RetrievalSet, judged: Judged) -> dict[str, Any]:
         "passages": len(task.corpus),
         "languages": task.languages,
         "fingerprint": task.fingerprint,
-        "queries_without_relevant": len(task.queries) - len(np.unique(judged.query)),
+        **judged.topic_counts(),
     }
 
 
@@ -233,8 +236,8 @@ def evaluate_run_file(
     drop = drops_own_id(task) if drop_own_id is None else drop_own_id
     results = trec.read_run(path, order)
     results, dropped = trec.without_own_ids(results) if drop else (results, 0)
-    query = trec.numbers_of(results.query_ids, task.queries, f"{path}: queries", task.name)[results.query]
-    passage = trec.numbers_of(results.passage_ids, task.corpus, f"{path}: passages", task.name)[results.passage]
+    query = trec.numbers_of(results.query_ids, task.queries, f"{path}: queries", task)[results.query]
+    passage = trec.numbers_of(results.passage_ids, task.corpus, f"{path}: passages", task)[results.passage]
     passage_languages, passage_language = languages_of(task, task.corpus)
     wanted = positive(task)
     above, found = trec.ranks_in(query, passage, passage_language, len(passage_languages), wanted[:, 0], wanted[:, 1])

@@ -3,7 +3,7 @@
 A *pool* is the set of passages that a query is ranked against: the *union* is the whole corpus, a *language pool* its passages
 of one language. Gradings of 0 or below count as not relevant.
 
-Over all queries with a relevant passage, in the union pool:
+Over all judged queries, in the union pool:
     ndcg@10  recall@100  mrr@10  mrr@100 (Mr. TyDi's)  map   as in metrics.py; `map` over the full ranking
     r@1                  share of queries whose first result is relevant
 When the corpus has several languages also, with XQ a query language and XC a passage language (SCIENCE: the paper's measures):
@@ -13,8 +13,9 @@ When the corpus has several languages also, with XQ a query language and XC a pa
     multi_r@10           share of a query's relevant passages among the first ten of the union, averaged likewise
     rank_distance        see bias.py, in the union, averaged likewise; rank_distance_normalised divides by pool size - 1
     peer                 see bias.py, averaged likewise; left out, with the reason in `refused`, where it would be a constant
-A (query, XC) pair without a relevant passage is skipped and counted in `skipped_pairs`; a query without any is counted in
-`queries_without_relevant`. A number that nothing was averaged into is null.
+As `trec_eval -c`: a query whose judgments are all 0 scores 0 in the union pool (`queries_without_relevant` counts those), a
+query without any judgment is left out (`queries_without_judgment`). In a language pool a (query, XC) pair without a relevant
+passage is skipped, as in LAReQA, and counted in `skipped_pairs`. A number that nothing was averaged into is null.
 Knows no score, no text and no file.
 
 Shapes: Q queries, J judged pairs with a positive grade, X query languages, C passage languages.
@@ -65,6 +66,8 @@ class Judged:
     """[J, C]"""
     found: np.ndarray
     """[J] whether the passage is in the ranking at all: a run file may end before it, a rule may drop it"""
+    topics: np.ndarray | None = None
+    """[Q] whether the query was judged, be it with grades of 0 alone; None: all were"""
 
     @property
     def ranks(self) -> np.ndarray:
@@ -72,9 +75,21 @@ class Judged:
         return np.where(self.found, 1.0 + self.above.sum(1), np.inf)
 
     def union(self) -> RelevantRanks:
-        return RelevantRanks(self.query, self.ranks, len(self.query_language), self.grade)
+        """A judged query without a relevant passage counts 0 here, and nowhere else."""
+        topics = np.ones(len(self.query_language), bool) if self.topics is None else self.topics
+        return RelevantRanks(self.query, self.ranks, len(self.query_language), self.grade, topics)
+
+    def topic_counts(self) -> dict[str, int]:
+        """Queries that count 0 (judged, nothing relevant), and queries that are left out (not judged)."""
+        judged = len(self.query_language) if self.topics is None else int(self.topics.sum())
+        return {
+            "queries_without_relevant": judged - len(np.unique(self.query)),
+            "queries_without_judgment": len(self.query_language) - judged,
+        }
 
     def language_pool(self, language: int) -> RelevantRanks:
+        if len(self.passage_languages) == 1:
+            return self.union()
         there = self.language == language
         ranks = np.where(self.found, 1.0 + self.above[:, language], np.inf)
         return RelevantRanks(self.query[there], ranks[there], len(self.query_language), self.grade[there])

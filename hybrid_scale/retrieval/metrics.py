@@ -1,7 +1,8 @@
 """Measures of retrieval from the ranks of the relevant passages, as trec_eval defines them.
 
-Every measure returns one float64 a query [Q], NaN for a query without any relevant passage (`mean` leaves it out). A relevant
-passage that was not retrieved has rank infinity and earns nothing; it still counts among the relevant ones.
+Every measure returns one float64 a query [Q]. A query that was judged but has no relevant passage scores 0, as in trec_eval;
+one that nobody judged has NaN (`mean` leaves it out). A relevant passage that was not retrieved has rank infinity and earns
+nothing; it still counts among the relevant ones.
 Knows no score, no passage and no language; needs numpy only.
 
 Shapes: Q queries, J judged pairs with a positive grade.
@@ -13,10 +14,18 @@ import numpy as np
 class RelevantRanks:
     """Relevant passages of Q queries: `query` [J], `rank` [J] from 1, `grade` [J] > 0 (1 when left out).
 
+    `topics` [Q]: whether the query was judged at all, be it with grades of 0 alone; None: only those with a relevant passage.
     Stored by query, then rank. `place` [J] numbers a query's relevant passages 1, 2, ... in that order.
     """
 
-    def __init__(self, query: np.ndarray, rank: np.ndarray, queries: int, grade: np.ndarray | None = None):
+    def __init__(
+        self,
+        query: np.ndarray,
+        rank: np.ndarray,
+        queries: int,
+        grade: np.ndarray | None = None,
+        topics: np.ndarray | None = None,
+    ):
         grade = np.ones(len(query)) if grade is None else np.asarray(grade, np.float64)
         rank = np.asarray(rank, np.float64)
         if not len(query) == len(rank) == len(grade) or (grade <= 0).any() or not (rank >= 1).all():
@@ -27,6 +36,7 @@ class RelevantRanks:
         self.rank = rank[order]
         self.grade = grade[order]
         self.count = np.bincount(self.query, minlength=queries)
+        self.topics = self.count > 0 if topics is None else topics
         self.first = np.cumsum(self.count) - self.count
         self.place = np.arange(len(query)) - self.first[self.query] + 1
 
@@ -35,8 +45,8 @@ class RelevantRanks:
         return np.bincount(self.query, weights=values, minlength=self.queries)
 
     def divide(self, values: np.ndarray, by: np.ndarray) -> np.ndarray:
-        """[Q] / [Q], NaN where a query has no relevant passage."""
-        return np.divide(values, by, out=np.full(self.queries, np.nan), where=self.count > 0)
+        """[Q] / [Q]; where a query has no relevant passage, 0 if it was judged, else NaN."""
+        return np.divide(values, by, out=np.where(self.topics, 0.0, np.nan), where=self.count > 0)
 
 
 def mean(values: np.ndarray) -> float:

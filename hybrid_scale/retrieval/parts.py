@@ -24,7 +24,7 @@ from hybrid_scale.data.sources.beir_sets import parts_of
 from hybrid_scale.errors import DataError, describe
 from hybrid_scale.runs import atomic_path
 
-SUMS = ("queries", "passages", "queries_without_relevant", "own_ids_dropped", "skipped_pairs")
+SUMS = ("queries", "passages", "queries_without_relevant", "queries_without_judgment", "own_ids_dropped", "skipped_pairs")
 """Counts of a result: those of the whole are sums."""
 
 Score = Callable[[RetrievalSet, Path | None], dict[str, Any]]

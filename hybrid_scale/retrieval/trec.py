@@ -2,8 +2,10 @@
 
     run     QUERY Q0 PASSAGE RANK SCORE TAG        qrels     QUERY 0 PASSAGE GRADE
 
-Fields are parted by white space, also in gzip. trec_eval ignores RANK: it sorts by SCORE (as float32), ties by the passage id,
-higher ids first. So a file that we wrote can score otherwise there where scores tie; `order="rank"` reads it as it was ranked.
+Read as trec_eval 10 reads them, also compressed: ASCII white space parts fields, lines that begin with `#` are comments, what
+follows the tag of a run is ignored. Ids are those that the publisher of a set gave (`own_prefix`). trec_eval ignores RANK: it
+sorts by SCORE (as float32), ties by the passage id, higher ids first. So a file that we wrote can score otherwise there where
+scores tie; `order="rank"` reads it as it was ranked.
 Knows no vector and no rank of a process.
 
 Shapes: L lines, J judged pairs, C languages.
@@ -18,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hybrid_scale.data.files import read_lines
+from hybrid_scale.data.files import read_trec
 from hybrid_scale.data.prepared import RetrievalSet, TextTable
 from hybrid_scale.errors import DataError, describe
 from hybrid_scale.retrieval.measures import Judged, per_query, summarise
@@ -46,38 +48,61 @@ class Lines:
 # ------------------------------------------------------------------------------------------------------------------- out
 
 
+PREFIXED = ("miracl", "miracl_hard", "mr_tydi")
+"""Sources that put `language:` before every id, because two languages may hold the same one."""
+
+
+def own_prefix(task: RetrievalSet, table: TextTable) -> str:
+    """What the source put before the published ids of a table in one language; files leave it out, and may have it.
+
+    Empty in several languages: only with it an id is unique there.
+    """
+    if task.manifest.get("source", {}).get("name") not in PREFIXED:
+        return ""
+    ids = table.table.column("id")
+    prefix = ids[0].as_py().partition(":")[0] + ":"
+    return prefix if pc.all(pc.starts_with(ids, prefix)).as_py() else ""
+
+
 def check_ids(task: RetrievalSet) -> None:
-    """Raise DataError where an id holds white space, which parts the fields of TREC's files."""
-    for kind, table in (("query", task.queries), ("passage", task.corpus)):
-        ids = table.table.column("id")
-        wrong = ids.filter(pc.match_substring_regex(ids, r"\s|^$"))
+    """Raise DataError where a TREC file can't hold an id: white space parts its fields, a line from `#` on is a comment."""
+    for kind, table, refused in (("query", task.queries, "[ \t\n\v\f\r]|^#|^$"), ("passage", task.corpus, "[ \t\n\v\f\r]|^$")):
+        ids = pc.utf8_slice_codeunits(table.table.column("id"), len(own_prefix(task, table)))
+        wrong = ids.filter(pc.match_substring_regex(ids, refused))
         if len(wrong):
-            where, rule = f"{task.name}: {kind} id", f"{len(wrong)} ids hold white space, which TREC files can't"
-            raise DataError(
-                describe(where, wrong[0].as_py(), rule, "Leave the TREC file out, or prepare the set with other ids.")
+            rule = (
+                f"{len(wrong)} ids that TREC files can't hold: an id must be free of white space, and a query's not begin with #"
             )
+            remedy = "Leave the TREC file out, or prepare the set with other ids."
+            raise DataError(describe(f"{task.name}: {kind} id", wrong[0].as_py(), rule, remedy))
 
 
 def write_run(path: Path, task: RetrievalSet, scores: np.ndarray, numbers: np.ndarray) -> None:
     """Results [Q, k] of all queries, a line each; a result with number -1 is none. `.9g` keeps a float32 whole."""
-    query_ids = task.queries.column("id")
+    query_ids, cut = published(task, task.queries), len(own_prefix(task, task.corpus))
     with atomic_path(path) as beside, open(beside, "w", encoding="utf-8") as file:
         for query, row_scores, row_numbers in zip(query_ids, scores, numbers, strict=True):
             ids = task.corpus.column("id", row_numbers[row_numbers >= 0])
             for rank, (passage, score) in enumerate(zip(ids, row_scores, strict=False), start=1):
-                file.write(f"{query} Q0 {passage} {rank} {score:.9g} hybrid_scale\n")
+                file.write(f"{query} Q0 {passage[cut:]} {rank} {score:.9g} hybrid_scale\n")
 
 
 def write_qrels(path: Path, task: RetrievalSet) -> None:
     """All judgments of a set, grades of 0 and passages that the corpus lacks included."""
-    query_ids = task.queries.column("id")
+    query_ids, cut = published(task, task.queries), len(own_prefix(task, task.corpus))
     with atomic_path(path) as beside, open(beside, "w", encoding="utf-8") as file:
         for start in range(0, len(task.qrels), 2**16):
             some = np.asarray(task.qrels[start : start + 2**16])
             for (query, _, grade), passage in zip(some.tolist(), task.corpus.column("id", some[:, 1]), strict=True):
-                file.write(f"{query_ids[query]} 0 {passage} {grade}\n")
+                file.write(f"{query_ids[query]} 0 {passage[cut:]} {grade}\n")
         for (query, grade), passage in zip(task.missing.tolist(), task.missing_ids, strict=True):
-            file.write(f"{query_ids[query]} 0 {passage} {grade}\n")
+            file.write(f"{query_ids[query]} 0 {passage[cut:]} {grade}\n")
+
+
+def published(task: RetrievalSet, table: TextTable) -> list[str]:
+    """The ids of a table without `own_prefix`."""
+    cut = len(own_prefix(task, table))
+    return [name[cut:] for name in table.column("id")]
 
 
 # -------------------------------------------------------------------------------------------------------------------- in
@@ -109,9 +134,8 @@ def read_qrels(path: Path) -> Lines:
 
 def _fields(path: Path, columns: int, value: int) -> Iterator[tuple[str, str, float]]:
     """Query, passage and number of each line."""
-    for where, line in read_lines(path):
-        fields = line.split()
-        if len(fields) != columns:
+    for where, line, fields in read_trec(path):
+        if len(fields) < columns or (columns == 4 and len(fields) > 4):
             shape = "QUERY Q0 PASSAGE RANK SCORE TAG" if columns == 6 else "QUERY 0 PASSAGE GRADE"
             raise DataError(describe(where, line, f"a line reads {shape}"))
         try:
@@ -151,14 +175,18 @@ def _refuse_twice(lines: Lines, path: Path) -> None:
         raise DataError(describe(str(path), found, "this query has this passage twice", "Keep one of the lines."))
 
 
-def numbers_of(ids: list[str], table: TextTable, where: str, task: str) -> np.ndarray:
-    """Row of each id in a table of the set. Raises DataError with ids that it doesn't hold."""
-    given = pa.array(ids, pa.large_string())
-    found = pc.index_in(given, value_set=table.table.column("id"))
+def numbers_of(ids: list[str], table: TextTable, where: str, task: RetrievalSet) -> np.ndarray:
+    """Row of each id, with or without `own_prefix`, in a table of the set. Raises DataError with ids that it doesn't hold."""
+    given, known = pa.array(ids, pa.large_string()), table.table.column("id")
+    found = pc.index_in(given, value_set=known)
+    if prefix := own_prefix(task, table):
+        whole = pc.binary_join_element_wise(pa.scalar(prefix, pa.large_string()), given, pa.scalar("", pa.large_string()))
+        found = pc.coalesce(found, pc.index_in(whole, value_set=known))
     unknown = given.filter(pc.is_null(found))
     if len(unknown):
         shown = ", ".join(unknown.slice(0, 3).to_pylist())
-        raise DataError(describe(where, shown, f"{len(unknown)} ids that '{task}' doesn't hold"))
+        rule, remedy = f"{len(unknown)} ids that '{task.name}' doesn't hold", f"Its ids are such as '{known[0].as_py()}'."
+        raise DataError(describe(where, shown, rule, remedy))
     numbers: np.ndarray = found.to_numpy(zero_copy_only=False).astype(np.int64)
     return numbers
 
@@ -194,8 +222,8 @@ def ranks_in(
 def score_files(run: Path, qrels: Path, order: Order = "score", drop_own_id: bool = False) -> tuple[dict[str, Any], pa.Table]:
     """The measures of a run by a qrels file, and the table of single queries. Nothing is known of languages.
 
-    `drop_own_id`: see `without_own_ids`. As `trec_eval -c`: over all queries with a positive judgment, 0 for those that the run
-    lacks. Raises DataError as the readers do, and where no query of the run is judged.
+    `drop_own_id`: see `without_own_ids`. As `trec_eval -c`: over all queries of the qrels, 0 for those that the run lacks or
+    that have no relevant passage. Raises DataError as the readers do, and where no query of the run is judged.
     """
     results, judgments = read_run(run, order), read_qrels(qrels)
     results, dropped = without_own_ids(results) if drop_own_id else (results, 0)
@@ -221,7 +249,7 @@ def score_files(run: Path, qrels: Path, order: Order = "score", drop_own_id: boo
         "run": run.name,
         "qrels": qrels.name,
         "queries": len(nothing),
-        "queries_without_relevant": len(nothing) - len(np.unique(wanted[0])),
+        "queries_without_relevant": judged.topic_counts()["queries_without_relevant"],
         "queries_without_results": len(nothing) - len(np.unique(query)),
         "queries_without_judgment": int((queries < 0).sum()),
         **({"own_ids_dropped": dropped} if drop_own_id else {}),

@@ -40,10 +40,11 @@ class Loops:
         order = [p for p in self.ranking[query] if pool is None or self.passage_lang[p] == pool]
         return [place for place, p in enumerate(order, start=1) if p in self.relevant.get(query, {})]
 
-    def over(self, lang: str | None, measure: Any, pool: str | None = None) -> float:
-        """Mean of a measure of the ranks over the queries of a language that have any."""
+    def over(self, lang: str | None, measure: Any, pool: str | None = None, nothing: float | None = None) -> float:
+        """Mean of a measure of the ranks over the queries of a language; `nothing` of a query without any, None: left out."""
         chosen = [q for q in range(len(self.ranking)) if lang in (None, self.query_lang[q])]
         values = [measure(ranks) for q in chosen if (ranks := self.ranks(q, pool))]
+        values += [nothing for q in chosen if nothing is not None and not self.ranks(q, pool)]
         return float(np.mean(values)) if values else math.nan
 
 
@@ -74,36 +75,38 @@ def test_multilingual_measures_equal_loops(task: RetrievalSet) -> None:
         cells = {(x, c): loops.over(x, measure, c) for x, c in pairs}
         assert found[f"mono_{name}"] == pytest.approx(np.mean([cells[x, x] for x in languages]))
         assert found[f"cross_{name}"] == pytest.approx(np.mean([cells[x, c] for x, c in pairs if x != c]))
-        assert found[name] == pytest.approx(loops.over(None, measure))
+        assert found[name] == pytest.approx(loops.over(None, measure, nothing=0))
         if name == "map":
             expected = [[cells[x, c] for c in languages] for x in languages]
             np.testing.assert_allclose(result["map_matrix"]["values"], expected)
             assert result["by_language"]["cross_map"]["en"] == pytest.approx(np.mean([cells["en", c] for c in ("de", "sw")]))
     ten = lambda ranks: np.mean([rank <= 10 for rank in ranks])  # noqa: E731
-    assert found["multi_map"] == pytest.approx(np.mean([loops.over(x, ap) for x in languages]))
-    assert found["multi_r@10"] == pytest.approx(np.mean([loops.over(x, ten) for x in languages]))
+    assert found["multi_map"] == pytest.approx(np.mean([loops.over(x, ap, nothing=0) for x in languages]))
+    assert found["multi_r@10"] == pytest.approx(np.mean([loops.over(x, ten, nothing=0) for x in languages]))
     distance = np.mean([loops.over(x, np.ptp) for x in languages])
     assert found["rank_distance"] == pytest.approx(distance)
     assert found["rank_distance_normalised"] == pytest.approx(distance / 35)
-    assert result["by_language"]["multi_map"] == {x: pytest.approx(loops.over(x, ap)) for x in languages}
+    assert result["by_language"]["multi_map"] == {x: pytest.approx(loops.over(x, ap, nothing=0)) for x in languages}
 
 
 def test_union_measures_equal_pytrec_eval(task: RetrievalSet) -> None:
     found, loops = evaluate(task, *whole(task))["metrics"], Loops(task)
     run = {f"{q}": {f"{p}": -float(place) for place, p in enumerate(order)} for q, order in enumerate(loops.ranking)}
-    qrels = {f"{q}": {f"{p}": grade for p, grade in passages.items()} for q, passages in loops.relevant.items()}
+    qrels: dict[str, dict[str, int]] = {}
+    for query, passage, grade in task.qrels.tolist():
+        qrels.setdefault(f"{query}", {})[f"{passage}"] = grade
     theirs = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.100", "map"}).evaluate(run)
     for ours, name in (("ndcg@10", "ndcg_cut_10"), ("recall@100", "recall_100"), ("map", "map")):
         assert found[ours] == pytest.approx(np.mean([values[name] for values in theirs.values()]))
-    assert found["mrr@100"] == pytest.approx(loops.over(None, lambda ranks: 1 / ranks[0] if ranks[0] <= 100 else 0))
-    assert found["mrr@10"] == pytest.approx(loops.over(None, lambda ranks: 1 / ranks[0] if ranks[0] <= 10 else 0))
+    assert found["mrr@100"] == pytest.approx(loops.over(None, lambda ranks: 1 / ranks[0] if ranks[0] <= 100 else 0, nothing=0))
+    assert found["mrr@10"] == pytest.approx(loops.over(None, lambda ranks: 1 / ranks[0] if ranks[0] <= 10 else 0, nothing=0))
 
 
 def test_facts_counts_and_matrices(task: RetrievalSet) -> None:
     result = evaluate(task, *whole(task))
     assert (result["task"], result["queries"], result["passages"], result["languages"]) == ("little", 18, 36, ["en", "de", "sw"])
     assert result["fingerprint"] == task.fingerprint
-    assert result["queries_without_relevant"] == 1
+    assert (result["queries_without_relevant"], result["queries_without_judgment"]) == (1, 0)
     assert result["skipped_pairs"] == 3 + 3  # group 0 in sw for each query language, the last query in each
     top = result["top1_language_matrix"]
     assert top["query_languages"] == top["passage_languages"] == ["en", "de", "sw"]

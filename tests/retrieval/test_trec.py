@@ -85,7 +85,7 @@ def test_a_foreign_run_scores_as_trec_eval_does(task: RetrievalSet, tmp_path: Pa
         "qrels": score_files(tmp_path / "their.run", tmp_path / "q.txt")[0],
     }
     for ours, name in THEIRS.items():
-        expected = sum(theirs[q][name] for q in relevant if q in theirs) / len(relevant)
+        expected = sum(values[name] for values in theirs.values()) / len(qrels)
         for result in results.values():
             assert result["metrics"][ours] == pytest.approx(expected, rel=0, abs=1e-12)
     assert results["qrels"]["queries_without_results"] == results["prepared"]["queries_without_results"] == 2
@@ -182,5 +182,104 @@ def test_a_querys_own_passage_leaves_a_run_by_the_sets_rule(tmp_path: Path) -> N
 def test_ids_with_white_space_can_not_go_to_trec_files(tmp_path: Path) -> None:
     records: list[Record] = [Passage("t", "a b", "en", "text"), Query("t", "q", "en", "text", "q"), Judgment("t", "q", "a b", 1)]
     write_retrieval(records, tmp_path / "set", {"name": "test"})
-    with pytest.raises(DataError, match="set: passage id: found 'a b'; 1 ids hold white space"):
+    with pytest.raises(DataError, match="set: passage id: found 'a b'; 1 ids that TREC files can't hold"):
         check_ids(RetrievalSet(tmp_path / "set"))
+
+
+ODD_IDS = ("IPCC\u00a0report", "5830#0", "a\u3000b", "a\u2028b", "a\u0085b", "a\x1cb", "Ärger", "#1")
+"""White space of Unicode, separators of lines and a comment's sign inside ids: for trec_eval, which is C, they're letters."""
+
+
+def test_ids_come_back_and_score_as_in_trec_eval(tmp_path: Path) -> None:
+    """Passages from best to worst; queries n judge passage n. MAP by hand: the mean of 1 / (n + 1)."""
+    queries = [f"q{name}" for name in ODD_IDS]
+    records: list[Record] = [
+        *(Passage("t", name, "en", f"text {name}") for name in ODD_IDS),
+        *(Query("t", name, "en", "text", name) for name in queries),
+        *(Judgment("t", name, ODD_IDS[n], 1) for n, name in enumerate(queries)),
+    ]
+    write_retrieval(records, tmp_path / "set", {"name": "test"})
+    task = RetrievalSet(tmp_path / "set")
+    check_ids(task)
+    vectors = np.linspace(1, 0.5, len(ODD_IDS), dtype=np.float32)[:, None]
+    shard = Shard(np.arange(len(ODD_IDS)), vectors)
+    result = evaluate(task, np.ones((len(ODD_IDS), 1), np.float32), shard, 10, tmp_path / "a.run")
+    write_qrels(tmp_path / "a.qrels", task)
+    by_hand = sum(1 / (n + 1) for n in range(len(ODD_IDS))) / len(ODD_IDS)
+    again = score_files(tmp_path / "a.run", tmp_path / "a.qrels")[0]
+    for found in (result, again, evaluate_run_file(task, tmp_path / "a.run")):
+        assert found["metrics"]["map"] == pytest.approx(by_hand, abs=1e-12)
+    assert sorted(read_run(tmp_path / "a.run").passage_ids) == sorted(ODD_IDS)
+
+
+def test_a_query_id_that_would_be_a_comment_is_refused(tmp_path: Path) -> None:
+    records: list[Record] = [Passage("t", "#p", "en", "x"), Query("t", "#q", "en", "x", "q"), Judgment("t", "#q", "#p", 1)]
+    write_retrieval(records, tmp_path / "set", {"name": "test"})
+    with pytest.raises(DataError, match="set: query id: found '#q'; 1 ids that TREC files can't hold"):
+        check_ids(RetrievalSet(tmp_path / "set"))
+
+
+def test_comments_and_more_columns_are_read_as_trec_eval_reads_them(tmp_path: Path) -> None:
+    """`#` begins a comment at the start of a line alone; what follows the tag of a run is ignored."""
+    (tmp_path / "a.run").write_text("# made by hand\nq Q0 d#1 1 2.0 tag and more\n  # indented\n\nq\tQ0\td2\v2\f1.0 tag\r\n")
+    (tmp_path / "a.qrels").write_text("# judged twice\nq 0 d#1 0\n# q 0 d#1 1\nq 0 d2 1\n")
+    assert read_run(tmp_path / "a.run").passage_ids == ["d#1", "d2"]
+    assert score_files(tmp_path / "a.run", tmp_path / "a.qrels")[0]["metrics"]["map"] == 0.5
+    (tmp_path / "a.qrels").write_text("q 0 d#1 0 more\n")
+    with pytest.raises(DataError, match=r"a\.qrels:1: found 'q 0 d#1 0 more'; a line reads QUERY 0 PASSAGE GRADE"):
+        read_qrels(tmp_path / "a.qrels")
+
+
+def test_topics_without_a_relevant_passage_count_zero(tmp_path: Path) -> None:
+    """Means as `trec_eval -c`: over all topics of the qrels. a: 1; b: nothing relevant; c: not in the run; d: 1 / 2."""
+    (tmp_path / "x.run").write_text("a Q0 p 1 2 t\nb Q0 p 1 2 t\nd Q0 o 1 2 t\nd Q0 p 2 1 t\ne Q0 p 1 2 t\n")
+    (tmp_path / "x.qrels").write_text("a 0 p 1\nb 0 p 0\nb 0 o -1\nc 0 p 1\nd 0 p 2\n")
+    found, table = score_files(tmp_path / "x.run", tmp_path / "x.qrels")
+    assert found["metrics"]["map"] == found["metrics"]["mrr@10"] == pytest.approx(1.5 / 4, abs=1e-15)
+    assert found["metrics"]["r@1"] == 0.25
+    counts = ("queries", "queries_without_relevant", "queries_without_results", "queries_without_judgment")
+    assert [found[key] for key in counts] == [4, 1, 1, 1]
+    assert dict(zip(table["query"].to_pylist(), table["map"].to_pylist(), strict=True)) == {"a": 1, "b": 0, "c": 0, "d": 0.5}
+
+
+def test_a_prepared_sets_means_leave_out_what_nobody_judged(tmp_path: Path) -> None:
+    """Query a finds its passage, b has judgments of 0 alone, c none at all: as trec_eval's mean over the topics a and b."""
+    records: list[Record] = [
+        *(Passage("t", name, "en", f"text {name}") for name in "po"),
+        *(Query("t", name, "en", f"text {name}", name) for name in "abc"),
+        *(Judgment("t", "a", "p", 1), Judgment("t", "b", "o", 0)),
+    ]
+    write_retrieval(records, tmp_path / "set", {"name": "test"})
+    task = RetrievalSet(tmp_path / "set")
+    shard = Shard(np.arange(2), np.array([[1.0], [0.5]], np.float32))
+    found = evaluate(task, np.ones((3, 1), np.float32), shard, per_query_file=tmp_path / "t.parquet")
+    assert (found["metrics"]["map"], found["map_matrix"]["values"]) == (0.5, [[0.5]])
+    assert (found["queries_without_relevant"], found["queries_without_judgment"]) == (1, 1)
+    assert pq.read_table(tmp_path / "t.parquet")["ndcg@10"].to_pylist() == [1.0, 0.0, None]
+
+
+def miracl(tmp_path: Path, languages: tuple[str, ...]) -> RetrievalSet:
+    names = [(lang, name) for lang in languages for name in ("1#0", "2#0")]
+    records: list[Record] = [
+        *(Passage("t", f"{lang}:{name}", lang, f"text {name} {lang}") for lang, name in names),
+        *(Query("t", f"{lang}:7", lang, f"text {lang}", f"{lang}:7") for lang in languages),
+        *(Judgment("t", f"{lang}:7", f"{lang}:2#0", 1) for lang in languages),
+    ]
+    write_retrieval(records, tmp_path / "-".join(languages), {"name": "miracl"})
+    return RetrievalSet(tmp_path / "-".join(languages))
+
+
+def test_ids_are_those_of_the_publisher(tmp_path: Path) -> None:
+    """MIRACL's runs and qrels say `7` and `2#0`; a prepared set in one language reads and writes that, and its own form."""
+    task = miracl(tmp_path, ("sw",))
+    write_qrels(tmp_path / "q.txt", task)
+    assert (tmp_path / "q.txt").read_text() == "7 0 2#0 1\n"
+    for query, prefix in (("7", ""), ("sw:7", "sw:")):
+        (tmp_path / "x.run").write_text("".join(f"{query} Q0 {prefix}{n}#0 {n} {3 - n} t\n" for n in (1, 2)))
+        assert evaluate_run_file(task, tmp_path / "x.run")["metrics"]["map"] == 0.5
+    several = miracl(tmp_path, ("sw", "te"))
+    write_qrels(tmp_path / "several.txt", several)
+    assert (tmp_path / "several.txt").read_text() == "sw:7 0 sw:2#0 1\nte:7 0 te:2#0 1\n"
+    (tmp_path / "x.run").write_text("7 Q0 1#0 1 1 t\n")
+    with pytest.raises(DataError, match=r"queries: found '7'; 1 ids that 'sw-te' doesn't hold. Its ids are such as 'sw:7'\."):
+        evaluate_run_file(several, tmp_path / "x.run")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybrid_scale.data.files import read_jsonl, read_lines
+from hybrid_scale.data.files import read_jsonl, read_lines, read_trec
 from hybrid_scale.data.records import Bad, Judgment, Note, Passage, Query, Record, text_field
 from hybrid_scale.errors import DataError, describe
 from hybrid_scale.languages import distinct_codes, known_code
@@ -109,9 +109,9 @@ def tsv_rows(path: Path, columns: Sequence[str]) -> Iterator[Row | Bad]:
 
 
 def trec_rows(path: Path) -> Iterator[Row | Bad]:
-    """Rows of TREC qrels (`query Q0 passage score`, any white space), under BEIR's column names."""
+    """Rows of TREC qrels (`query Q0 passage score`, see `files.read_trec`), under BEIR's column names."""
     columns = ("query-id", "Q0", "corpus-id", "score")
-    return _some(path, (_split(where, line, None, columns) for where, line in read_lines(path)))
+    return _some(path, (_row(where, line, fields, columns) for where, line, fields in read_trec(path)))
 
 
 def qrels_rows(path: Path) -> Iterator[Row | Bad]:
@@ -125,8 +125,11 @@ def qrels_rows(path: Path) -> Iterator[Row | Bad]:
         yield _split(where, line, "\t", columns)
 
 
-def _split(where: str, line: str, separator: str | None, columns: Sequence[str]) -> Row | Bad:
-    cells = line.split(separator)
+def _split(where: str, line: str, separator: str, columns: Sequence[str]) -> Row | Bad:
+    return _row(where, line, line.split(separator), columns)
+
+
+def _row(where: str, line: str, cells: Sequence[str], columns: Sequence[str]) -> Row | Bad:
     if len(cells) != len(columns):
         return Bad(where, describe(where, line, f"a row has {len(columns)} columns ({' '.join(columns)}), not {len(cells)}"))
     return Row(where, dict(zip(columns, cells, strict=True)))
