@@ -69,9 +69,9 @@ def write_retrieval(
 
     Kept and counted in the manifest, as BEIR and mteb do, and said in its `notes`: judgments of a passage that the corpus lacks
     (`judgments_of_missing_passages`: never found, but relevant), empty passages (`empty_passages`), and second copies of a
-    passage or query, which are left out (`copies_left_out`). Queries without a positive judgment are kept and counted
+    passage, query or judgment, which are left out (`copies_left_out`). Queries without a positive judgment are kept and counted
     (`queries_without_relevant`); metrics say what they do with them.
-    Raises DataError: an id twice with another text, a judgment that names an unknown query, a pair judged twice, no
+    Raises DataError: an id twice with another text, a judgment that names an unknown query, a pair judged with two scores, no
     passages / queries, no judgment of a passage in the corpus, a Bad row without a reject file, `directory` not empty.
     A failed write leaves nothing behind.
     """
@@ -307,7 +307,7 @@ RULES = {
         "a judged passage that the corpus lacks counts as relevant and is never found, as in BEIR and mteb; judgments"
     ),
     "empty_passages": "a passage with neither title nor text is kept and ranked, as in BEIR and mteb; passages",
-    "copies_left_out": "a passage or query that stands there again, with the same id and text, is kept once; copies",
+    "copies_left_out": "a row that stands there again (a text under its id, a judgment with its score) is kept once; copies",
 }
 """What is done with oddities of published sets, by the manifest's key for their number."""
 
@@ -372,7 +372,7 @@ def _fill_retrieval(records: Iterable[Record], directory: Path, source: dict[str
         elif bad := tables.append(record):
             rejects.add(bad)
     tables.close()
-    qrels, missing, missing_ids = _judgment_arrays(judgments, tables.numbers, rejects)
+    qrels, missing, missing_ids = _judgment_arrays(judgments, tables.numbers, rejects, tables.odd)
     tables.odd["judgments_of_missing_passages"] = len(missing)
     for what, count in (("passages", tables.corpus.count), ("queries", tables.queries.count), ("judgments", len(qrels))):
         if count == 0:
@@ -397,7 +397,7 @@ def _fill_retrieval(records: Iterable[Record], directory: Path, source: dict[str
 
 
 def _judgment_arrays(
-    judgments: list[Judgment], numbers: Mapping[str, Numbers], rejects: Rejects
+    judgments: list[Judgment], numbers: Mapping[str, Numbers], rejects: Rejects, odd: dict[str, int]
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Query, passage, score [J, 3] int64, sorted by query, then passage; and query, score [M, 2] with the ids [M] of passages
     that the corpus lacks, sorted by query, then id."""
@@ -410,9 +410,12 @@ def _judgment_arrays(
         if query is None:
             rule = "the qrels name a query that the queries do not hold"
             rejects.add(Bad(judgment.where, describe(judgment.where, judgment.query, rule)))
-        elif pair in rows:
+        elif pair in rows and rows[query, pair[1]] != judgment.score:
             found = (judgment.query, judgment.passage)
-            rejects.add(Bad(judgment.where, describe(judgment.where, found, "this query and passage are judged twice")))
+            rule = "this query and passage are judged twice, with two scores"
+            rejects.add(Bad(judgment.where, describe(judgment.where, found, rule, "Keep one of the two.")))
+        elif pair in rows:
+            odd["copies_left_out"] += 1
         else:
             rows[query, pair[1]] = judgment.score
     here = sorted((query, passage, score) for (query, passage), score in rows.items() if isinstance(passage, int))

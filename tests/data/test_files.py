@@ -175,6 +175,26 @@ def test_a_file_without_rows_is_an_error(tmp_path: Path) -> None:
                 list(rows)
 
 
+def test_files_by_url() -> None:
+    """As the Hub's are read: opened by fsspec, here in memory; a fault is named by the URL."""
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    with memory.open("/set/rows.jsonl.gz", "wb") as file:
+        file.write(gzip.compress(b'{"id": "007"}\n{"id": "8"}\n'))
+    url = "memory://set/rows.jsonl.gz"
+    assert list(read_jsonl(url)) == [(f"{url}:1", {"id": "007"}), (f"{url}:2", {"id": "8"})]
+    with memory.open("/set/rows.parquet", "wb") as file:
+        parquet.write_table(pa.table({"id": ["007"]}), file)
+    assert [row for _, row in read_jsonl("memory://set/rows.parquet")] == [{"id": "007"}]
+    with memory.open("/set/rows.csv", "wb") as file:
+        file.write(b"id\n007\n")
+    assert [row for _, row in read_table("memory://set/rows.csv")] == [{"id": "007"}]
+    with pytest.raises(DataError, match=r"memory://set/absent: found 'FileNotFoundError: .*'; this file can't be read\. Check"):
+        list(read_jsonl("memory://set/absent"))
+    memory.rm("/set", recursive=True)
+
+
 def test_either_takes_any_packed_neighbour(tmp_path: Path) -> None:
     for ending in (".gz", ".bz2", ".xz", ".zst"):
         packed_file = tmp_path / f"a.tsv{ending}"

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from hybrid_scale.data.prepared import Pairs, RetrievalSet
 from hybrid_scale.data.records import Bad, Judgment, Note, Pair, Passage, Query
-from hybrid_scale.data.sources import beir_sets, hub, miracl, pairs
+from hybrid_scale.data.sources import beir_sets, hub, miracl, mr_tydi, pairs
 from hybrid_scale.errors import DataError
 from launch import prepare
 
@@ -106,7 +106,7 @@ def test_mteb_id_or_underscore_id(tmp_path: Path) -> None:
     tables = mteb(corpus=renamed(PASSAGES, _id="id"), queries=renamed(QUERIES, _id="id"))
     assert check(retrieval(data_set(tmp_path / "set", tables))) == []
     both = mteb(corpus=[row | {"id": "other"} for row in PASSAGES])
-    assert check(retrieval(data_set(tmp_path / "both", both))) == []
+    assert check(retrieval(data_set(tmp_path / "both", both), config="default")) == []
 
 
 def test_mteb_qrels_config_and_one_split_of_another_name(tmp_path: Path) -> None:
@@ -139,21 +139,22 @@ def test_mteb_languages(tmp_path: Path, spelling: str) -> None:
         list(retrieval(path, languages=("fr",)))
 
 
-def test_miracl_by_name_from_mtebs_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_miracl_and_mr_tydi_by_name_from_mtebs_layout(tmp_path: Path) -> None:
     tables = {
         (f"sw-{table}", "dev"): rows
         for table, rows in (("corpus", PASSAGES), ("queries", QUERIES), ("qrels", [QRELS[0] | {"score": 1.0}]))
     }
     data_set(tmp_path / "mteb" / "MIRACLRetrieval", tables)
-    real = Path.is_dir  # mteb/... shall be an id of the Hub, not a folder in MIRACL's own layout
-    monkeypatch.setattr(Path, "is_dir", lambda path: not path.as_posix().startswith("mteb/") and real(path))
     assert check(miracl.read(Path("mteb/MIRACLRetrieval"), ("sw",)), "sw", "sw:") == []
+    tables = {(name.replace("sw-", "swahili-"), "test"): rows for (name, _), rows in tables.items()}
+    path = data_set(tmp_path / "tydi", tables)
+    assert check(mr_tydi.read(path, ("sw",)), "sw", "sw:") == []
 
 
 # ------------------------------------------------------------------------------------------------------------------- BeIR
 
 
-def test_beir_with_judgments_in_a_data_set_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beir_with_judgments_in_a_data_set_of_their_own(tmp_path: Path) -> None:
     tables = {(name, name): rows for name, rows in (("corpus", PASSAGES), ("queries", QUERIES))}
     data_set(tmp_path / "BeIR" / "scifact", tables, "jsonl.gz")
     qrels = tmp_path / "BeIR" / "scifact-qrels"
@@ -161,9 +162,9 @@ def test_beir_with_judgments_in_a_data_set_of_their_own(tmp_path: Path, monkeypa
     for split in ("train", "test"):
         (qrels / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n9\t02\t1\n")
     assert check(retrieval("BeIR/scifact", qrels="BeIR/scifact-qrels")) == []
-    real = Path.is_dir  # BeIR/scifact shall be an id of the Hub
-    monkeypatch.setattr(Path, "is_dir", lambda path: not path.as_posix().startswith("BeIR/") and real(path))
     assert check(beir_sets.read("scifact", "BeIR/scifact")) == []
+    (tmp_path / "BeIR").rename(tmp_path / "copies")
+    assert check(beir_sets.read("scifact", "copies/scifact")) == []
 
 
 def test_beir_with_judgments_in_a_file_beside(tmp_path: Path) -> None:
@@ -175,6 +176,29 @@ def test_beir_with_judgments_in_a_file_beside(tmp_path: Path) -> None:
     (tmp_path / "set" / "qrels").mkdir()
     (tmp_path / "set" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n9\t02\t1\n")
     assert check(retrieval(path)) == []
+
+
+def test_beirs_files_without_a_card(tmp_path: Path) -> None:
+    """By `hub` from a repository that holds BEIR's folder as it is, and by name from such a folder."""
+    for name, rows in (("corpus", PASSAGES), ("queries", QUERIES)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n9\t02\t1\n")
+    (tmp_path / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nunjudged\t02\t1\n")
+    assert check(retrieval(str(tmp_path))) == []
+    assert check(beir_sets.read("scifact", str(tmp_path))) == []
+
+
+def test_a_beir_set_by_name_from_a_copy_of_mtebs(tmp_path: Path) -> None:
+    path = data_set(tmp_path / "scifact", mteb(default=[QRELS[0] | {"score": 1.0}]))
+    assert check(beir_sets.read("scifact", path)) == []
+    tables = {(f"scifact-{name.replace('default', 'qrels')}", split): rows for (name, split), rows in mteb().items()}
+    assert check(beir_sets.read("scifact", data_set(tmp_path / "many", tables), config="scifact")) == []
+
+
+def test_titles_that_pandas_wrote_as_no_number(tmp_path: Path) -> None:
+    rows = [PASSAGES[0], PASSAGES[1] | {"title": float("nan")}]
+    assert check(retrieval(data_set(tmp_path / "set", mteb(corpus=rows), "jsonl"))) == []
 
 
 # -------------------------------------------------------------------------------------------------- sentence-transformers

@@ -236,8 +236,8 @@ def test_retrieval_set_in_any_order(tmp_path: Path) -> None:
          "a retrieval set needs judgments."),
         ([*corpus("d"), *queries("q"), Judgment("j:1", "x", "d", 1)],
          "j:1: found 'x'; the qrels name a query that the queries do not hold."),
-        ([*corpus("d"), *queries("q"), Judgment("j:1", "q", "d", 1), Judgment("j:2", "q", "d", 1)],
-         "j:2: found ('q', 'd'); this query and passage are judged twice."),
+        ([*corpus("d"), *queries("q"), Judgment("j:1", "q", "d", 1), Judgment("j:2", "q", "d", 2)],
+         "j:2: found ('q', 'd'); this query and passage are judged twice, with two scores. Keep one of the two."),
         (corpus("d"), "source {'name': 'test'}: found 'no good queries'; a retrieval set needs queries."),
         ([*corpus("d"), *queries("q")], "source {'name': 'test'}: found 'no good judgments'; a retrieval set needs judgments."),
         ([*corpus("d"), pair("a")], "f:a: found 'a training pair'; a retrieval source yields passages, queries and judgments."),
@@ -250,14 +250,14 @@ def test_refused_retrieval_sets(records: list[Record], message: str, tmp_path: P
 def test_oddities_of_published_sets_are_kept_and_said(tmp_path: Path) -> None:
     """A judged passage that isn't there, an empty passage, a second copy of a row: in the manifest and in the summary."""
     records: list[Record] = [*corpus("d", "d"), Passage("c:e", "e", "en", ""), *queries("q", "r"), Note("f", "read twice")]
-    judged = [("q", "d", 1), ("q", "gone", 2), ("r", "lost", 1), ("q", "none", 0)]
+    judged = [("q", "d", 1), ("q", "gone", 2), ("r", "lost", 1), ("q", "none", 0), ("q", "d", 1), ("q", "gone", 2)]
     manifest = write(records + [Judgment("j", *row) for row in judged], tmp_path / "out", SOURCE)
     data = RetrievalSet(tmp_path / "out")
     assert data.qrels.tolist() == [[0, 0, 1]]
     assert (data.missing.tolist(), data.missing_ids) == ([[0, 2], [0, 0], [1, 1]], ["gone", "none", "lost"])
     assert data.corpus.column("text") == ["text d", ""]
     odd = ("judgments_of_missing_passages", "empty_passages", "copies_left_out", "judgments", "queries_without_relevant")
-    assert [manifest[name] for name in odd] == [3, 1, 1, 4, 0]
+    assert [manifest[name] for name in odd] == [3, 1, 3, 4, 0]
     assert len(manifest["notes"]) == 4
     for note in ("note: read twice.", "as in BEIR and mteb; judgments: 3.", "as in BEIR and mteb; passages: 1."):
         assert note in summarize(tmp_path / "out")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from hybrid_scale.data.prepared import Pairs, RetrievalSet
-from hybrid_scale.data.records import Judgment, Pair, Passage, Query, Record
+from hybrid_scale.data.records import Judgment, Note, Pair, Passage, Query, Record
 from hybrid_scale.data.shuffle import generator
 from hybrid_scale.errors import DataError, describe
 
@@ -37,6 +37,7 @@ def read_judged(path: Path, negatives: int = 0, min_score: int = 1) -> Iterator[
             describe(str(path), f"no judgment of {min_score} or more", "training pairs are made of relevant passages")
         )
     wrong = _wrong(qrels[qrels[:, 2] <= 0], negatives)
+    empty = 0
     for start in range(0, len(relevant), BLOCK):
         rows = relevant[start : start + BLOCK]
         columns = [task.queries.column(name, rows[:, 0]) for name in ("id", "lang", "group", "text")]
@@ -44,8 +45,13 @@ def read_judged(path: Path, negatives: int = 0, min_score: int = 1) -> Iterator[
         hard = [wrong.get(int(query), np.empty(0, np.int64)) for query in rows[:, 0]]
         texts = _named(task, np.unique(np.concatenate([np.empty(0, np.int64), *hard])))
         for place, (query, lang, group, text, pid, passage_lang, passage) in enumerate(zip(*columns, *passages, strict=True)):
+            if not passage:
+                empty += 1
+                continue
             held = tuple(texts[int(number)] for number in hard[place] if texts[int(number)][1])
             yield Pair(f"{path}: {query}", f"{query}:{pid}", group, pid, lang, passage_lang, text, passage, held)
+    if empty:
+        yield Note(str(path), f"a relevant passage without text makes no pair; such pairs left out: {empty:,}")
 
 
 def _wrong(judged: np.ndarray, most: int) -> dict[int, np.ndarray]:

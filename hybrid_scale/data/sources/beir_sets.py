@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hybrid_scale.data.records import Record
 from hybrid_scale.data.sources import beir, hub
+from hybrid_scale.data.sources.hub_data import is_copy
 from hybrid_scale.errors import ConfigError, describe, nearest
 
 FORUMS = (
@@ -81,9 +82,10 @@ def read(name: str, path: str = "", revision: str = "", config: str = "") -> Ite
     """
     chosen = known(name)
     folder = Path(path)
-    if path and folder.is_dir():
+    if path and folder.is_dir() and not is_copy(folder):
         inner = folder / name.removeprefix("cqadupstack-") if chosen.part_of else folder
         return beir.read(inner if inner.is_dir() else folder, chosen.split)
     where = path or chosen.hub
-    qrels = f"{where}-qrels" if where.startswith("BeIR/") else ""
+    beside = path and Path(f"{path}-qrels").is_dir()
+    qrels = f"{where}-qrels" if where.startswith("BeIR/") or beside else ""
     return hub.read(where, split=chosen.split, kind="retrieval", revision=revision, qrels=qrels, config=config)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hybrid_scale.data.records import Bad, Judgment, Passage, Query, Record
 from hybrid_scale.data.sources.common import BadRow, Row, json_rows, require_languages
-from hybrid_scale.data.sources.hub_data import HubData
+from hybrid_scale.data.sources.hub_data import HubData, is_copy
 from hybrid_scale.errors import ConfigError, DataError, describe
 from hybrid_scale.languages import distinct_codes
 
@@ -24,7 +24,9 @@ def read(path: str = HUB, languages: tuple[str, ...] = (), revision: str = "") -
 
     Raises ConfigError: no languages with a Hub id; DataError: languages that the folder lacks.
     """
-    variants = _from_folder(Path(path), languages) if Path(path).is_dir() else _from_hub(path, languages, revision)
+    variants = (
+        _from_folder(Path(path), languages) if Path(path).is_dir() and not is_copy(path) else _from_hub(path, languages, revision)
+    )
     numbers: dict[str, int] = {}
     codes = [code for code, _ in variants]
     for code, rows in variants:

@@ -44,9 +44,9 @@ class Row:
         return next((key for key in keys if self.values.get(key) is not None), keys[0])
 
     def blank(self, key: str) -> bool:
-        """Whether the field is absent, null, empty or white space alone."""
+        """Whether the field is absent, null, not a number (as pandas writes it), empty or white space alone."""
         value = self.values.get(key)
-        return value is None or (isinstance(value, str) and not value.strip())
+        return value is None or value != value or (isinstance(value, str) and not value.strip())
 
     def titled(self, key: str, may_be_empty: bool = False) -> str:
         """`title` + space + text; either alone where the other is blank (BEIR's convention).

@@ -38,7 +38,7 @@ def read(
     """
     if kind not in ("pairs", "retrieval"):
         raise DataError(describe("kind", kind, "must be pairs or retrieval"))
-    wanted = Languages(languages)
+    wanted, config = Languages(languages), "" if config == "default" and kind == "retrieval" else config
     if kind == "pairs":
         rows = HubData(path, columns, revision, data_files).numbered_rows(config, split or "train", max_rows)
         splits = Splits("", "--split names a split of the data set, not a value of this column")

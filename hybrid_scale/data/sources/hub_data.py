@@ -6,6 +6,7 @@ streamed through `datasets`, whose types are then those of the publisher. Runs n
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hybrid_scale.data.files import json_document, read_jsonl, read_table
@@ -160,6 +161,15 @@ class HubData:
                 continue
             self._met.add(ours)
         return row
+
+
+def is_copy(path: str | Path) -> bool:
+    """Whether it is a local copy of a data set of the Hub: a folder whose card (README.md) names configs."""
+    card = Path(path) / "README.md"
+    if not card.is_file():
+        return False
+    text = card.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n")
+    return text.startswith("---\n") and "\nconfigs:" in text[: text.find("\n---", 3)]
 
 
 def _json(file: str, config: Any) -> Iterator[tuple[str, dict[str, Any] | Bad]]:

@@ -2,7 +2,8 @@
 
     mteb                      configs corpus, queries (or query), default or qrels; in parts or languages en-corpus, en-queries,
                               en-qrels (or corpus-en, ...); a config's only split is taken, whatever its name
-    BeIR                      configs corpus and queries; judgments in a data set of their own (`qrels`) or in qrels/SPLIT.tsv
+    BeIR                      configs corpus and queries, or files corpus.jsonl and queries.jsonl; judgments in a data set of
+                              their own (`qrels`) or in qrels/SPLIT.tsv
     sentence-transformers     configs corpus, queries, relevance (lists of ids); qrels without a score; splits by subset
     one config a set          splits corpus, queries, qrels
     MIRACL, Cohere            corpus and queries in two data sets; a query's row holds its judged passages
@@ -77,7 +78,7 @@ class Tables:
         """Where the corpus or the queries are. Raises DataError with the configs that are there."""
         other = self.queries if kind == "queries" else None
         data, alone = other or self.corpus, other is not None or (kind == "corpus" and self.queries is not None)
-        table = locate(data, kind, self.prefix, self.split, alone)
+        table = locate(data, kind, self.prefix, self.split, alone) or self._file(data, f"{kind}.jsonl*")
         if table is None:
             raise DataError(_nothing(data, kind, self.prefix))
         return table
@@ -88,22 +89,26 @@ class Tables:
             table = locate(self.qrels or self.corpus, "qrels", self.prefix, self.split, self.qrels is not None)
             if table is not None:
                 return table
-        if self.qrels is None and self.queries is None and (beside := self._qrels_file()) is not None:
-            return beside
+        if self.qrels is None and self.queries is None:
+            beside = self._file(self.corpus, f"qrels/{self.split}.tsv")
+            if beside is not None:
+                return beside
         queries = self.find("queries")
         first = next((row for row in queries.rows() if isinstance(row, Row)), None)
         if self.qrels is not None or first is None or not any(key in first.values for key, _ in LISTS):
             raise DataError(_nothing(self.qrels or self.corpus, "qrels", self.prefix))
         return queries
 
-    def _qrels_file(self) -> Table | None:
-        """The file qrels/SPLIT.tsv of the corpus' data set, None where it has none."""
-        data = HubData(self.corpus.path, self.corpus.columns, self.corpus.revision, f"qrels/{self.split}.tsv", strict=False)
+    def _file(self, data: HubData, name: str) -> Table | None:
+        """A file of a data set in BEIR's layout, None where it has none."""
+        if self.prefix:
+            return None
+        file = HubData(data.path, data.columns, data.revision, name, strict=False)
         try:
-            data.split_of("", self.split)
-            return Table(data, "", self.split)
+            file.split_of("", self.split)
         except DataError:
             return None
+        return Table(file, "", self.split)
 
 
 def _nothing(data: HubData, kind: str, prefix: str) -> DataError:

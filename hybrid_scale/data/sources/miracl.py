@@ -27,6 +27,7 @@ from hybrid_scale.data.sources.common import (
     trec_rows,
     tsv_rows,
 )
+from hybrid_scale.data.sources.hub_data import is_copy
 from hybrid_scale.errors import DataError, describe
 
 HARD_NEGATIVES = Path("mteb/MIRACLRetrievalHardNegatives")
@@ -51,7 +52,7 @@ def read(path: Path, languages: tuple[str, ...] = (), split: str = "dev") -> Ite
 
     split: MIRACL's own layout and the Hub name it. Raises DataError: a language without corpus, topics or qrels.
     """
-    if not path.is_dir():
+    if not path.is_dir() or is_copy(path):
         chosen = require_languages(str(path), languages, LANGUAGES)
         yield from hub_languages.read(path.as_posix(), {lang: lang for lang in chosen}, split)
         return

@@ -13,6 +13,7 @@ from hybrid_scale.data.files import either
 from hybrid_scale.data.records import Passage, Query, Record
 from hybrid_scale.data.sources import hub_languages
 from hybrid_scale.data.sources.common import Row, converted, json_rows, judgment, require_languages, trec_rows, tsv_rows
+from hybrid_scale.data.sources.hub_data import is_copy
 from hybrid_scale.errors import DataError, describe
 
 HUB = "mteb/mrtidy"
@@ -25,7 +26,7 @@ NAMES = {
 def read(path: str = HUB, languages: tuple[str, ...] = (), split: str = "test", revision: str = "") -> Iterator[Record]:
     """Passages (title + space + text), topics and judgments of `languages`, all when left out."""
     chosen = require_languages("Mr. TyDi", languages, NAMES)
-    if not Path(path).is_dir():
+    if not Path(path).is_dir() or is_copy(path):
         yield from hub_languages.read(path, {code: NAMES[code] for code in chosen}, split, revision)
         return
     folders = {code: next(Path(path).rglob(f"mrtydi-v1.1-{name}"), None) for code, name in NAMES.items()}
@@ -44,7 +45,7 @@ def _language(code: str, folder: Path, split: str) -> Iterator[Record]:
 
 
 def _passage(row: Row, lang: str) -> Passage:
-    title, _, text = row.text("contents").partition("\n\n")
+    title, _, text = row.titled("contents", may_be_empty=True).partition("\n\n")
     joined = " ".join(part.strip() for part in (title, text) if part.strip())
     return Passage(row.where, f"{lang}:{row.text('id')}", lang, joined)
 

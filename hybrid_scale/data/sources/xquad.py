@@ -13,7 +13,7 @@ from typing import Any
 from hybrid_scale.data.files import json_document
 from hybrid_scale.data.records import Bad, Judgment, Passage, Query, Record
 from hybrid_scale.data.sources.common import BadRow, Row, require_languages
-from hybrid_scale.data.sources.hub_data import HubData
+from hybrid_scale.data.sources.hub_data import HubData, is_copy
 from hybrid_scale.errors import DataError, describe
 
 HUB = "google/xquad"
@@ -55,7 +55,7 @@ def read(path: str = HUB, languages: tuple[str, ...] = (), revision: str = "") -
 
 
 def _sources(path: str, languages: tuple[str, ...], revision: str) -> dict[str, Iterator[Row | Bad]]:
-    if not Path(path).is_dir():
+    if not Path(path).is_dir() or is_copy(path):
         data = HubData(path, revision=revision)
         return {lang: data.rows(f"xquad.{lang}", "validation") for lang in require_languages(path, languages, LANGUAGES)}
     files = sorted([*Path(path).glob("*.json"), *Path(path).glob("*.json.gz")])
