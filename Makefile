@@ -48,7 +48,7 @@ lint:        ## ruff, mypy, shell scripts; changes nothing
 	"$(bin)/mypy"
 	@for script in $(scripts); do echo "bash -n $$script"; bash -n "$$script"; done
 	@if command -v shellcheck >/dev/null; then echo "shellcheck $(scripts)"; shellcheck --shell=bash $(scripts); \
-	 else echo "shellcheck: not installed, skipped (bash -n ran)"; fi
+	 else echo "SKIPPED: shellcheck isn't installed: shell scripts were only parsed (.ci/run installs it)" >&2; fi
 
 format:      ## sort imports, mend what ruff can mend, format
 	@$(install) cpu dev

@@ -203,12 +203,59 @@ def test_make_knows_its_targets(target: str) -> None:
 
 
 def test_every_shell_script_parses() -> None:
-    scripts = [path for folder in (".ci", "slurm", "tests") for path in (ROOT / folder).glob("*") if is_shell(path)]
+    scripts = shell_scripts()
     assert {ROOT / ".ci/install", ROOT / ".ci/run"} <= set(scripts)
     for script in scripts:
         done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr
         assert script.suffix or os.access(script, os.X_OK), f"{script.name}: not executable"
+
+
+def shell_scripts() -> list[Path]:
+    return [path for folder in (".ci", "slurm", "tests") for path in (ROOT / folder).glob("*") if is_shell(path)]
+
+
+def test_shell_scripts_pass_shellcheck() -> None:
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck isn't installed (.ci/run installs it)")
+    command = ["shellcheck", "--shell=bash", *(str(path) for path in shell_scripts())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("root", [True, False])
+@pytest.mark.parametrize("works", [True, False])
+def test_ci_installs_its_tools_or_says_what_it_skipped(tmp_path: Path, root: bool, works: bool) -> None:
+    """With stand-ins for make, apt-get, sudo and id: what is asked for, and the last lines where that fails."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    install = (
+        f'for tool in "$@"; do [ "$tool" = chromium ] && ln -s /bin/true {tools}/chromium; done; exit 0' if works else "exit 100"
+    )
+    programs = {
+        "make": 'echo "make $1"',
+        "id": f"echo {0 if root else 1000}",
+        "sudo": '[ "$1" = -n ] && shift && "$@"',
+        "apt-get": f'echo "apt-get $1 ${{*: -2}}" >>{tmp_path}/asked; {install}',
+    }
+    for name, body in programs.items():
+        (tools / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tools / name).chmod(0o755)
+    for name in ("bash", "env", "dirname", "ln"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    done = subprocess.run(
+        [str(tmp_path / ".ci" / "run")], env={"PATH": str(tools)}, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0
+    assert [line for line in done.stdout.splitlines() if line.startswith("make")] == ["make install", "make lint", "make test"]
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[0].startswith("apt-get update")
+    assert asked[1:] == (["apt-get install shellcheck chromium"] if works else [])
+    skipped = [line for line in done.stderr.splitlines() if line.startswith("SKIPPED")]
+    left = ["SKIPPED: shell scripts were only parsed: no shellcheck", "SKIPPED: the report was not drawn: no Chromium"]
+    assert skipped == (left[:1] if works else left)  # the stand-in installs Chromium alone
 
 
 def is_shell(path: Path) -> bool:

@@ -44,8 +44,10 @@ class Here:
 
     name = "local"
 
-    def __init__(self, env: dict[str, str]):
+    def __init__(self, env: dict[str, str], reason: str = ""):
         self.env = env
+        self.reason = reason
+        """Why it isn't a cluster; "" for one."""
         self.process: subprocess.Popen[bytes] | None = None
 
     def door(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -133,7 +135,7 @@ def cluster(env: dict[str, str]) -> Iterator[Here]:
         NOTES.append(
             f"NO SLURM CLUSTER: the study of tests/study/jobs/test_cluster.py ran with `run` on this machine instead. {reason}"
         )
-        yield Here(env)
+        yield Here(env, reason)
         return
     try:
         yield Cluster({**env, "SLURM_CONF": str(folder / "slurm.conf")})

@@ -100,6 +100,13 @@ def words(plan: Plan) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.distributed
+def test_the_cluster_is_a_real_one(way: Here) -> None:
+    """Skipped, with the reason, where the study below runs on this machine instead."""
+    if way.reason:
+        pytest.skip(f"no Slurm cluster here: {way.reason.splitlines()[-1]}")
+    assert isinstance(way, Cluster)
+
+
 def test_a_study_from_its_file_to_its_report(folder: Path, way: Here) -> None:
     write_inputs(folder)
     study = write_study(folder)
