@@ -35,6 +35,7 @@ def csv_link(table: pd.DataFrame) -> str:
 
 
 def sentence(text: str) -> str:
-    """`text` with a capital first letter and a full stop."""
+    """`text` with a capital first letter (but for words like mAP) and a full stop."""
     whole = text.rstrip()
-    return whole[:1].upper() + whole[1:] + ("" if whole.endswith((".", "!", "?", ":")) else ".")
+    first = whole[:1] if whole[1:2].isupper() else whole[:1].upper()
+    return first + whole[1:] + ("" if whole.endswith((".", "!", "?", ":")) else ".")

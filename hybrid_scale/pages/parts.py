@@ -10,7 +10,7 @@ from typing import Literal
 import pandas as pd
 
 NOTHING = "\N{EN DASH}"
-NUMBER = re.compile(r"[<+-]? ?[\d.,]+ ?[%BMk]?|\[[-+.\d, ]+\]|\d+: \[[-+.\d, ]+\]")
+NUMBER = re.compile(r"[<+-]? ?[\d.,]+ ?[%BMk]?(?: \N{DAGGER})?|\[[-+.\d, ]+\]|\d+: \[[-+.\d, ]+\]")
 
 Tone = Literal["", "good", "bad", "open", "plain"]
 """How a verdict is coloured; "": the cell holds no verdict."""

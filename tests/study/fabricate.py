@@ -206,11 +206,12 @@ def known_truth(
     ]
     study = {"name": "truth", "directory": str(folder / "out"), "contrast": ["7b", "72b"]}
     parts = {"models": axis, "arms": list(SIX), "alpha": list(ALPHAS), "seeds": list(seeds), "evaluate": ["data/nq"]}
+    parts["overrides"] = {"training.max_steps": 3}
     plan = plan_study(write_study(folder, **{"study": study, **parts, **changes}))
     sets = {"xquad_r": Blank.of(LANGUAGES, questions), "nq": Blank.of(("en",), questions)}
     for number, run in enumerate(plan.runs):
         billions, steps = float((run.model or "").rstrip("b")), run.config.training.max_steps
-        directory = start(run, 3, seconds=0.5 + 0.4 * billions, peak=1.0 + 0.9 * billions)
+        directory = start(run, steps, seconds=0.5 + 0.4 * billions, peak=1.0 + 0.9 * billions)
         about = {"world_size": 8, "device": DEVICE, "host": run.id, "versions": {"torch": "2.13.0"}}
         write_json(directory.manifest_file, about)
         chance = np.random.default_rng(number)

@@ -3,18 +3,18 @@
 Chooses and groups; plots.py and scaling_plots.py draw.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 
 from hybrid_scale.pages.parts import Plot
-from hybrid_scale.study.report.plots import Look, bars, curves, heat_map, thinned, trade_off
+from hybrid_scale.study.report.plots import Look, curves, heat_map, thinned
 from hybrid_scale.study.report.scaling_plots import differences, fitted, forecast, fronts
 from hybrid_scale.study.results.collect import Collected
 from hybrid_scale.study.results.comparisons import Comparison
 from hybrid_scale.study.results.scaling import Law, Priced
-from hybrid_scale.study.results.scores import METRICS, Arm, Metric, Score, final_values
+from hybrid_scale.study.results.scores import METRICS, Arm, Metric, crosses_languages, final_values
 
 MAP_CAPTION = "mAP in hundredths: queries of one language (rows) against passages of one language (columns). Diagonal: mono."
 TOP_CAPTION = (
@@ -30,90 +30,54 @@ MATRICES = (
 )
 
 
-@dataclass(frozen=True)
-class Matrices:
-    """One kind of language matrix, a heat map an arm."""
-
-    title: str
-    caption: str
-    plots: tuple[Plot, ...]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Figures of one task, model and data set."""
-
-    label: str
-    plots: tuple[Plot, ...]
-    matrices: tuple[Matrices, ...]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What the figures of one task are drawn from."""
-
-    collected: Collected
-    task: str
-    arms: Sequence[Arm]
-    metrics: Sequence[Metric]
-    start: Mapping[str, Mapping[str, Score]]
-    """Scores before the first step, by group."""
-    look: Mapping[str, Look]
-
-
-def panels(subject: Subject, key: str) -> tuple[Panel, ...]:
-    """One for each place on the axes `models` and `data`; those without anything to draw left out."""
-    result = []
-    for position, label in enumerate(dict.fromkeys(arm.panel for arm in subject.arms)):
-        name = f"{key}-{position}"
-        members = [arm for arm in subject.arms if arm.panel == label]
-        result.append(Panel(label, _plots(subject, name, members), _matrices(subject.collected, subject.task, name, label)))
-    return tuple(panel for panel in result if panel.plots or panel.matrices)
-
-
-def _plots(subject: Subject, key: str, found: Sequence[Arm]) -> tuple[Plot, ...]:
-    keys = {metric.key for metric in subject.metrics}
-    main = METRICS["rank_distance"] if "rank_distance" in keys else subject.metrics[0]
-    starts = [scores for group, scores in subject.start.items() if group in {arm.group for arm in found}]
-    before = starts[0].get(main.key) if len(starts) == 1 else None
-    plots = [trade_off(f"{key}-trade-off", found, subject.look), bars(f"{key}-bars", found, main, subject.look, before)]
-    for metric in (METRICS["mono_map"], METRICS["cross_map"]) if "cross_map" in keys else (main,):
-        plots.append(_progress(subject, f"{key}-progress-{metric.key}", found[0].panel, metric))
+def progress(collected: Collected, task: str, key: str, found: Sequence[Arm], look: Mapping[str, Look]) -> tuple[Plot, ...]:
+    """What the set's main metrics did during training, for each place on the axes `models` and `data`."""
+    keys = ("mono_map", "cross_map") if crosses_languages(found) else ("ndcg@10",)
+    plots = []
+    for position, panel in enumerate(dict.fromkeys(arm.panel for arm in found)):
+        for name in keys:
+            plots.append(_progress(collected, task, f"{key}-progress-{position}-{name}", panel, METRICS[name], look))
     return tuple(plot for plot in plots if plot is not None)
 
 
-def _progress(subject: Subject, key: str, panel: str, metric: Metric) -> Plot | None:
+def matrices(collected: Collected, task: str, key: str, found: Sequence[Arm]) -> tuple[Plot, ...]:
+    """Language by language, of the largest model: a heat map for each arm."""
+    sized = sorted((arm for arm in found if arm.scores), key=lambda arm: arm.size or 0.0)
+    if not sized:
+        return ()
+    panel = sized[-1].panel
+    values = final_values(collected, task)
+    values = values[values["panel"] == panel]
+    of = f", {panel}" if panel else ""
+    plots = (_matrix_plots(values, name, f"{key}-{name}", f"{title}{of}", caption) for name, title, caption in MATRICES)
+    return tuple(itertools.chain.from_iterable(plots))
+
+
+def _progress(collected: Collected, task: str, key: str, panel: str, metric: Metric, look: Mapping[str, Look]) -> Plot | None:
     """A metric over the steps at which it was measured; nothing where that was once or twice."""
-    values = subject.collected.values
-    rows = values[(values["task"] == subject.task) & (values["metric"] == metric.key) & values["language"].isna()]
+    values = collected.values
+    rows = values[(values["task"] == task) & (values["metric"] == metric.key) & values["language"].isna()]
     rows = rows[rows["doubt"].isna() & rows["step"].notna()]
     rows = rows.sort_values(["run", "step", "final"]).drop_duplicates(["run", "step"], keep="last")
-    runs = subject.collected.runs[subject.collected.runs["panel"] == panel]
+    runs = collected.runs[collected.runs["panel"] == panel]
     table = rows.merge(runs[["run", "arm", "seed"]], on="run")[["arm", "seed", "step", "value"]]
     if table["step"].nunique() < 3:
         return None
-    title = f"{metric.label} during training"
+    title = f"{metric.label} on {task} during training" + (f", {panel}" if panel else "")
     caption = "Thin lines: single seeds; thick: means. Runs that aren't finished are drawn as far as they got."
     table = table.rename(columns={"value": metric.key}).astype({"step": int})
-    return curves(key, title, caption, table, metric.key, metric.label, subject.look)
+    return curves(key, title, caption, table, metric.key, metric.label, look)
 
 
-def _matrices(collected: Collected, task: str, key: str, panel: str) -> tuple[Matrices, ...]:
-    values = final_values(collected, task)
-    values = values[values["panel"] == panel]
-    found = (Matrices(title, caption, _matrix_plots(values, name, f"{key}-{name}")) for name, title, caption in MATRICES)
-    return tuple(matrices for matrices in found if matrices.plots)
-
-
-def _matrix_plots(values: pd.DataFrame, name: str, key: str) -> tuple[Plot, ...]:
-    """One heat map an arm (mean over its seeds), on one colour scale."""
+def _matrix_plots(values: pd.DataFrame, name: str, key: str, title: str, caption: str) -> tuple[Plot, ...]:
+    """One heat map an arm (mean over its finished seeds), on one colour scale."""
     rows = values[values["metric"] == name]
     means = rows.groupby(["arm", "language", "passage_language"], sort=False)["value"].mean()
     if means.index.get_level_values("passage_language").nunique() < 2:
         return ()
     limits = (float(means.min()), float(means.max()))
     return tuple(
-        heat_map(f"{key}-{position}", f"Arm {arm}", means.loc[arm].unstack(sort=False), limits)
+        heat_map(f"{key}-{position}", f"{arm}: {title}", caption, means.loc[arm].unstack(sort=False), limits)
         for position, arm in enumerate(rows["arm"].unique())
     )
 
@@ -136,7 +100,7 @@ def training(collected: Collected, look: Mapping[str, Look]) -> tuple[Plot, ...]
 
 
 def by_size(key: str, comparisons: Sequence[Comparison], look: Mapping[str, Look]) -> tuple[Plot, ...]:
-    """Differences of one task over size: a figure a measure and rival."""
+    """Differences of one task over size: a figure for each metric and rival."""
     kinds = dict.fromkeys((each.metric.key, each.rival) for each in comparisons)
     found = [
         differences(

@@ -1,7 +1,8 @@
 """One study -> `report.html`: a page that needs nothing beside itself.
 
-Puts together what others compute, in the order in which it is read: answers, scores, tests, size, cost, figures, runs, method.
-The page's looks and its standing text are in `report.html.j2`.
+Puts together what others compute, in the order in which it is read: the first screen (first.py), then as details
+comparisons, size, earlier work's predictions, cost, figures, training, runs, method, provenance. The page's standing
+text is in `report.html.j2`.
 """
 
 import datetime
@@ -10,33 +11,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
-
-import jinja2
-import pandas as pd
 
 from hybrid_scale.errors import HybridScaleError
 from hybrid_scale.pages import svg
-from hybrid_scale.pages.parts import Plot
+from hybrid_scale.pages.page import MOST_BYTES, csv_link, template
+from hybrid_scale.pages.parts import Plot, Table
 from hybrid_scale.runs import RunDirectory, atomic_path, read_json, write_text
 from hybrid_scale.statistics import FEWEST_SEEDS, RESAMPLES
+from hybrid_scale.study.family import BEIR
 from hybrid_scale.study.grid import Plan, PlannedRun, flat
-from hybrid_scale.study.report import figures, tables
+from hybrid_scale.study.report import figures, predictions, tables, words
+from hybrid_scale.study.report.first import first
 from hybrid_scale.study.report.plots import Look, looks
-from hybrid_scale.study.report.scores_table import Group, headline
+from hybrid_scale.study.report.scores_table import Column, Reference, scores_table, untrained_references
 from hybrid_scale.study.results import frames
-from hybrid_scale.study.results.answers import Answer, answers
+from hybrid_scale.study.results.answers import answers
 from hybrid_scale.study.results.choice import write_chosen
 from hybrid_scale.study.results.collect import Collected, collect, strangers, warnings, write_tables
 from hybrid_scale.study.results.comparisons import Comparison, cautions, compare
 from hybrid_scale.study.results.fits import FARTHEST, FEWEST_SIZES
 from hybrid_scale.study.results.primary import Claim, claims, sorted_out
 from hybrid_scale.study.results.scaling import Law, Priced, laws, priced
-from hybrid_scale.study.results.scores import Metric, arms, crosses_languages, headline_metrics, tasks, untrained
+from hybrid_scale.study.results.scores import arms, headline_metrics, tasks, untrained
 from hybrid_scale.study.results.trends import Trend, trends
-from hybrid_scale.study.results.verdicts import ALPHA
+from hybrid_scale.study.results.verdicts import ALPHA, Outcome
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
+MOST_ROWS = 60
+"""Of a table of comparisons on the page; the others are in its file."""
 
 
 @dataclass(frozen=True)
@@ -58,27 +60,40 @@ class Judged:
         comparisons = sorted_out(compared, found)
         return cls(found, comparisons, trends(comparisons), laws(collected), priced(collected, directories))
 
+    def on(self, task: str) -> "Judged":
+        """What was computed of one set."""
+        return Judged(
+            [each for each in self.claims if each.task == task],
+            [each for each in self.comparisons if each.task == task],
+            [each for each in self.trends if each.task == task],
+            [each for each in self.laws if each.task == task],
+            [each for each in self.points if each.task == task],
+        )
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        return [
+            *(each.outcome for each in self.claims),
+            *(each.outcome for each in self.comparisons),
+            *(each.outcome for each in self.trends),
+        ]
+
 
 @dataclass(frozen=True)
 class Task:
-    """One retrieval set's part of the page."""
+    """One retrieval set's part of the details."""
 
     name: str
-    anchor: str
     about: str
-    metrics: tuple[Metric, ...]
-    groups: tuple[Group, ...]
-    panels: tuple[figures.Panel, ...]
-    data: pd.DataFrame
-    multilingual: bool
-    compared: tables.Table | None
+    scores: Table
+    compared: Table | None
     cautions: tuple[str, ...]
-    by_size: tuple[Plot, ...]
-    turned: tables.Table | None
-    fitted: tables.Table | None
-    over_size: tuple[Plot, ...]
-    costs: tables.Table | None
-    against_cost: tuple[Plot, ...]
+    predicted: predictions.Predicted
+    turned: Table | None
+    fitted: Table | None
+    costs: Table | None
+    figures: Mapping[str, Sequence[Plot]]
+    """Where they stand -> figures; what the page has no room for is taken out of it later."""
 
 
 def report(plan: Plan) -> Path:
@@ -102,88 +117,122 @@ def report(plan: Plan) -> Path:
 
 def render(plan: Plan, collected: Collected, judged: Judged | None = None) -> str:
     judged = judged or Judged.of(plan, collected)
-    look = looks(plan.arms)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters["csv_link"] = csv_link
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    runs = collected.runs
-    return template.render(
-        study=plan.config.study.name,
-        source=plan.source,
-        directory=str(plan.directory),
-        written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        runs=tables.plain(runs),
-        models=tuple(dict.fromkeys(run.model for run in plan.runs if run.model)),
-        counts=Counter(runs["status"]),
-        warnings=warnings(runs),
-        checks=plan.checks,
-        strangers=strangers(plan),
-        seeds=plan.config.seeds,
-        answers=_answers(runs, judged),
-        tasks=_tasks(plan, collected, judged, look),
-        family=str(plan.family),
-        tests=sum(each.test is not None for each in judged.comparisons),
-        slopes=sum(each.test is not None for each in judged.trends),
-        limits={"seeds": FEWEST_SEEDS, "sizes": FEWEST_SIZES, "farthest": FARTHEST}
+    look, runs = looks(plan.arms), collected.runs
+    start = {task: untrained(collected, task) for task in tasks(collected)}
+    references = untrained_references(start)
+    flags: dict[str, str] = {}
+    details = [_task(plan, collected, judged, references, flags, name, look) for name in _shown(plan, collected)]
+    drawn = {f"{where}:{task.name}": plots for task in details for where, plots in task.figures.items()}
+    drawn |= {"forecast": figures.forecasts(runs, look), "training": figures.training(collected, look)}
+    said = answers(runs, judged.comparisons, judged.trends, judged.laws, judged.points)
+    values = {
+        "study": plan.config.study.name,
+        "source": plan.source,
+        "directory": str(plan.directory),
+        "written": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "first": first(plan, collected, judged.claims, references, flags),
+        "runs": tables.plain(runs),
+        "models": tuple(dict.fromkeys(run.model for run in plan.runs if run.model)),
+        "counts": Counter(runs["status"]),
+        "warnings": warnings(runs),
+        "checks": plan.checks,
+        "strangers": strangers(plan),
+        "seeds": plan.config.seeds,
+        "answers": {part: [each for each in said if each.part == part] for part in ("comparisons", "size", "cost")},
+        "tasks": details,
+        "sets": len(tasks(collected)),
+        "members": _members(plan, collected),
+        "family": str(plan.family),
+        "tests": sum(each.p is not None for each in judged.comparisons),
+        "slopes": sum(each.p is not None for each in judged.trends),
+        "limits": {"seeds": FEWEST_SEEDS, "sizes": FEWEST_SIZES, "farthest": FARTHEST, "rows": MOST_ROWS}
         | {"alpha": ALPHA, "margin": plan.config.study.margin, "resamples": RESAMPLES},
-        forecast=tables.forecast_table("forecast", runs),
-        forecasts=figures.forecasts(runs, look),
-        training=figures.training(collected, look),
-        settings=_side_by_side({run.id: _settings(run) for run in plan.runs}),
-        manifests=_side_by_side({run.id: _manifest(run.directory) for run in plan.runs}),
-        colours=svg.ARM_COLOURS,
-    )
+        "verdicts": tuple(words.of_verdicts(judged.outcomes)),
+        "forecast": tables.forecast_table("forecast", runs),
+        "settings": _side_by_side({run.id: _settings(run) for run in plan.runs}),
+        "manifests": _side_by_side({run.id: _manifest(run.directory) for run in plan.runs}),
+        "arm_colours": svg.ARM_COLOURS,
+        "size_colours": svg.SIZE_COLOURS,
+    }
+    return _fitted(values, drawn)
 
 
-def csv_link(table: pd.DataFrame) -> str:
-    """The table as a `data:` address."""
-    return "data:text/csv;charset=utf-8," + quote(table.to_csv(index=False), safe="")
+def _fitted(values: Mapping[str, Any], drawn: Mapping[str, Sequence[Plot]]) -> str:
+    """The page with as many of the details' figures, in their order, as it has room for."""
+    page = template(TEMPLATE)
+    room = MOST_BYTES - len(page.render(**values, plots=dict.fromkeys(drawn, ()), left_out=[]).encode())
+    kept: dict[str, list[Plot]] = {where: [] for where in drawn}
+    left_out = []
+    for where, plots in drawn.items():
+        for plot in plots:
+            needed = len(plot.svg.encode()) + len(csv_link(plot.data)) + 2 * len(plot.caption) + 1000
+            if needed < room:
+                room -= needed
+                kept[where].append(plot)
+            else:
+                left_out.append(plot.title)
+    return page.render(**values, plots=kept, left_out=left_out)
 
 
-def _answers(runs: pd.DataFrame, judged: Judged) -> list[Answer]:
-    return answers(runs, judged.claims, judged.comparisons, judged.trends, judged.laws, judged.points)
+def _shown(plan: Plan, collected: Collected) -> list[str]:
+    """Sets with details of their own: those in several languages first, without the members of BEIR."""
+    members = _members(plan, collected)
+    found = [task for task in tasks(collected) if task not in members]
+    across = set(collected.values.loc[collected.values["metric"] == "cross_map", "task"])
+    return sorted(found, key=lambda task: task not in across)
 
 
-def _tasks(plan: Plan, collected: Collected, judged: Judged, look: Mapping[str, Look]) -> list[Task]:
-    """Tasks in several languages, which answer the study's question, come first."""
-    found = [_task(plan, collected, judged, name, position, look) for position, name in enumerate(tasks(collected))]
-    return sorted(found, key=lambda task: not task.multilingual)
+def _members(plan: Plan, collected: Collected) -> list[str]:
+    """Sets that count in BEIR's mean, where there are several: their comparisons are in the file alone."""
+    folders = {Path(name) for run in plan.runs for name in (*run.config.data.evaluate, *plan.config.evaluate)}
+    names = {folder.name for folder in folders if folder.parent.name == BEIR and folder.name != "nq"}
+    found = [task for task in tasks(collected) if task in names]
+    return found if len(found) > 1 else []
 
 
-def _task(plan: Plan, collected: Collected, judged: Judged, name: str, position: int, look: Mapping[str, Look]) -> Task:
+def _task(
+    plan: Plan,
+    collected: Collected,
+    judged: Judged,
+    references: Sequence[Reference],
+    flags: Mapping[str, str],
+    name: str,
+    look: Mapping[str, Look],
+) -> Task:
     found = arms(collected, name)
     metrics = headline_metrics(found)
-    start = untrained(collected, name)
-    key = f"task-{position}"
-    compared = [each for each in judged.comparisons if each.task == name]
-    turned = [each for each in judged.trends if each.task == name]
-    fitted = [each for each in judged.laws if each.task == name]
-    points = [each for each in judged.points if each.task == name]
+    key = "set-" + str(tasks(collected).index(name))
+    here = judged.on(name)
     gpu = bool(collected.runs["gpu"].any())
+    columns = [Column(name, metric, flags.get(name, "")) for metric in metrics]
     return Task(
         name=name,
-        anchor=key,
         about=_about(plan, name),
-        metrics=metrics,
-        groups=headline(found, metrics, start),
-        panels=figures.panels(figures.Subject(collected, name, found, metrics, start, look), key),
-        data=frames.means(found),
-        multilingual=crosses_languages(found),
-        compared=tables.comparison_table(f"{key}-compared", compared) if compared else None,
-        cautions=tuple(cautions(compared, found)),
-        by_size=figures.by_size(key, compared, look),
-        turned=tables.trend_table(f"{key}-turned", turned) if turned else None,
-        fitted=tables.law_table(f"{key}-fitted", fitted) if fitted else None,
-        over_size=figures.over_size(key, fitted, look),
-        costs=tables.cost_table(f"{key}-costs", points, gpu) if points else None,
-        against_cost=figures.against_cost(key, points, gpu, look),
+        scores=scores_table(f"{key}-scores", f"Scores on {name}", columns, {name: found}, references),
+        compared=_compared(plan, key, here.comparisons) if here.comparisons else None,
+        cautions=tuple(cautions(here.comparisons, found)),
+        predicted=predictions.predicted(name, found),
+        turned=tables.trend_table(f"{key}-turned", here.trends) if here.trends else None,
+        fitted=tables.law_table(f"{key}-fitted", here.laws) if here.laws else None,
+        costs=tables.cost_table(f"{key}-costs", here.points, gpu) if here.points else None,
+        figures={
+            "size": figures.by_size(key, here.comparisons, look),
+            "laws": figures.over_size(key, here.laws, look),
+            "cost": figures.against_cost(key, here.points, gpu, look),
+            "progress": figures.progress(collected, name, key, found, look),
+            "matrices": figures.matrices(collected, name, key, found),
+        },
     )
+
+
+def _compared(plan: Plan, key: str, every: Sequence[Comparison]) -> Table:
+    """As many rows as the page shows: where there are more, those of the primary family's arm first."""
+    first = every if len(every) <= MOST_ROWS else sorted(every, key=lambda each: each.arm != plan.family.arm)
+    return tables.comparison_table(f"{key}-compared", first[:MOST_ROWS], every)
 
 
 def _about(plan: Plan, task: str) -> str:
-    """Size of the task, from the first evaluation that tells."""
+    """Size of the set, from the first evaluation that tells."""
     for run in plan.runs:
         file = RunDirectory(run.directory).evaluation_file(task)
         content = _readable(file)
@@ -228,8 +277,16 @@ def _side_by_side(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, lis
             if key in table:
                 by_value[_plain(table[key])].append(run)
         everywhere = len(by_value) == 1 and len(next(iter(by_value.values()))) == len(found)
-        result.append((key, [(value, "" if everywhere else _some(runs)) for value, runs in by_value.items()]))
+        some = list(by_value.items())[:MOST_VALUES]
+        lines = [(value, "" if everywhere else _some(runs)) for value, runs in some]
+        if len(by_value) > MOST_VALUES:
+            lines.append((f"{len(by_value) - MOST_VALUES} more values", "each run's own file has them"))
+        result.append((key, lines))
     return result
+
+
+MOST_VALUES = 12
+"""Of one key in the tables of settings and manifests."""
 
 
 def _some(runs: Sequence[str], most: int = 6) -> str:

@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from hybrid_scale.pages import svg
 from hybrid_scale.pages.names import Name, write_names
 from hybrid_scale.pages.parts import Plot
-from hybrid_scale.study.results.scores import Arm, Metric, Score
 
 WIDTH, HEIGHT = 440, 330
 CURVE_POINTS = 120
@@ -44,72 +43,12 @@ def looks(arms: Sequence[str]) -> dict[str, Look]:
     return {arm: Look(colours[n % 8], markers[(n + n // 8) % 8]) for n, arm in enumerate(arms)}
 
 
-def trade_off(key: str, arms: Sequence[Arm], look: Mapping[str, Look]) -> Plot | None:
-    """Mono against cross mAP, one mark an arm, small ones for its seeds."""
-    shown = [arm for arm in arms if {"mono_map", "cross_map"} <= set(arm.scores)]
-    if not shown:
-        return None
-    title = "Monolingual against cross-lingual retrieval"
-    with svg.canvas(WIDTH, HEIGHT) as (figure, axes):
-        for arm in shown:
-            _point(axes, arm, look[arm.name])
-        axes.set(xlabel="mono mAP  (better \N{RIGHTWARDS ARROW})", ylabel="cross mAP  (better \N{RIGHTWARDS ARROW})")
-        axes.margins(x=0.12, y=0.14)
-        keep_apart(axes, [(arm.name, arm.scores["mono_map"].mean, arm.scores["cross_map"].mean) for arm in shown], look)
-        caption = "Up and to the right is better. Large marks: means over finished seeds; small marks: single seeds."
-        drawn = svg.inline(figure, key, title, caption)
-    rows = [
-        {"arm": arm.name, "seed": seed, "mono_map": value, "cross_map": arm.scores["cross_map"].by_seed.get(seed)}
-        for arm in shown
-        for seed, value in arm.scores["mono_map"].by_seed.items()
-    ]
-    return Plot(key, title, caption, drawn, pd.DataFrame(rows))
-
-
-def _point(axes: Axes, arm: Arm, look: Look) -> None:
-    mono, cross = arm.scores["mono_map"], arm.scores["cross_map"]
-    if len(mono.by_seed) > 1:
-        seeds = [seed for seed in mono.by_seed if seed in cross.by_seed]
-        pairs = [(mono.by_seed[seed], cross.by_seed[seed]) for seed in seeds]
-        axes.plot(*zip(*pairs, strict=True), look.marker, color=look.colour, markersize=4, alpha=0.45, markeredgewidth=0)
-    axes.plot(mono.mean, cross.mean, look.marker, color=look.colour, markersize=10, markeredgecolor=svg.PAPER)
-
-
 def keep_apart(axes: Axes, labels: Sequence[tuple[str, float, float]], look: Mapping[str, Look]) -> None:
     """The names of arms beside their points (arm, x, y), each in its colour."""
     write_names(axes, [Name(arm, x, y, look[arm].colour) for arm, x, y in labels])
 
 
-def bars(key: str, arms: Sequence[Arm], metric: Metric, look: Mapping[str, Look], untrained: Score | None) -> Plot | None:
-    """One horizontal bar an arm, its value written beside it, dots for its seeds."""
-    shown = [(arm.name, arm.scores[metric.key], look[arm.name].colour) for arm in arms if metric.key in arm.scores]
-    if not shown:
-        return None
-    if untrained is not None:
-        shown.append(("untrained", untrained, svg.MUTED))
-    better = "higher" if metric.higher_is_better else "lower"
-    title = metric.label
-    with svg.canvas(WIDTH, 70 + 34 * len(shown)) as (figure, axes):
-        most = max(max(score.by_seed.values()) for _, score, _ in shown)
-        for row, (_, score, colour) in enumerate(shown):
-            axes.barh(row, score.mean, height=0.62, color=colour, alpha=0.9)
-            reach = score.mean
-            if len(score.by_seed) > 1 and colour != svg.MUTED:
-                values = list(score.by_seed.values())
-                axes.plot(values, [row] * len(values), "o", color=svg.INK, markersize=4, markeredgecolor=svg.PAPER)
-                reach = max(values)
-            axes.text(reach + 0.015 * most, row, metric.show(score.mean), va="center", fontweight="bold")
-        axes.set_yticks(range(len(shown)), [name for name, _, _ in shown])
-        axes.set(xlim=(0, 1.18 * most), xlabel=f"{metric.label} ({better} is better)")
-        axes.invert_yaxis()
-        axes.grid(visible=False, axis="y")
-        caption = f"Means over finished seeds ({better} is better); dots: single seeds."
-        drawn = svg.inline(figure, key, title, caption)
-    rows = [{"arm": name, "seed": seed, metric.key: value} for name, score, _ in shown for seed, value in score.by_seed.items()]
-    return Plot(key, title, caption, drawn, pd.DataFrame(rows))
-
-
-def heat_map(key: str, title: str, matrix: pd.DataFrame, limits: tuple[float, float]) -> Plot:
+def heat_map(key: str, title: str, caption: str, matrix: pd.DataFrame, limits: tuple[float, float]) -> Plot:
     """Rows: query languages; columns: passage languages; values in hundredths, on a colour scale that arms share."""
     values, (low, high) = matrix.to_numpy(dtype=float), limits
     shade = np.clip((values - low) / (high - low if high > low else 1.0), 0, 1)
@@ -123,7 +62,7 @@ def heat_map(key: str, title: str, matrix: pd.DataFrame, limits: tuple[float, fl
     described = "A matrix in hundredths; rows: queries in a language, columns: passages in a language."
     drawn = svg.element(svg.texts("".join(parts)), key, title, described, *size)
     long = matrix.rename_axis("query_language").reset_index().melt("query_language", var_name="passage_language")
-    return Plot(key, title, "", drawn, long)
+    return Plot(key, title, caption, drawn, long)
 
 
 def _cell_names(rows: Sequence[str], columns: Sequence[str]) -> Iterator[str]:

@@ -168,7 +168,7 @@ def _name_fronts(axes: Axes, shown: Sequence[Priced], place: str, cost: str, loo
     for point in shown:
         if getattr(point, place) == "on the front":
             at, name = (getattr(point, cost), point.quality), f"{point.model} {point.arm}"
-            style = {"ha": "right", "color": look[point.arm].colour, "fontsize": 9, "fontweight": "bold"}
+            style = {"ha": "right", "color": look[point.arm].colour, "fontsize": 11, "fontweight": "bold"}
             axes.annotate(name, at, xytext=(-6, 7), textcoords="offset points", **style)  # type: ignore[arg-type]
 
 

@@ -1,101 +1,59 @@
 """The report's sortable tables: comparisons, slopes over size, power laws, cost, predicted against measured.
 
-Formats numbers; computes none. What a table's link downloads is made by frames.py. Knows no HTML.
+Formats numbers; computes none. A verdict stands beside the number that it is about. What a table's link downloads is made by
+frames.py. Knows no HTML.
 """
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from hybrid_scale.statistics import Interval
+from hybrid_scale.pages.parts import NOTHING, Cell, Row, Table
 from hybrid_scale.study.clock import clock
-from hybrid_scale.study.results.answers import in_words
+from hybrid_scale.study.report import words
 from hybrid_scale.study.results.comparisons import Comparison
 from hybrid_scale.study.results.frames import comparisons_frame, costs_frame, laws_frame, trends_frame
 from hybrid_scale.study.results.scaling import Law, Priced
 from hybrid_scale.study.results.trends import Trend
 from hybrid_scale.study.results.usage import COST_COLUMNS
 
-NOTHING = "\N{EN DASH}"
-NUMBER = re.compile(r"[<+-]? ?[\d.,]+ ?[%BMk]?|\[[-+.\d, ]+\]|\d+: \[[-+.\d, ]+\]")
-
-
-@dataclass(frozen=True)
-class Cell:
-    text: str
-    spread: str = ""
-    best: bool = False
-    sort: str = ""
-    """What to sort by where the text isn't it."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A sortable table; `data` is what its CSV link holds."""
-
-    key: str
-    title: str
-    heads: tuple[str, ...]
-    rows: list[list[Cell]]
-    data: pd.DataFrame
-
-    @property
-    def numeric(self) -> list[bool]:
-        """For each column whether it holds numbers, which stand to the right; the first names its row."""
-        columns = ([row[n].text for row in self.rows] for n in range(len(self.heads)))
-        found = [all(text == NOTHING or NUMBER.fullmatch(text) for text in column) for column in columns]
-        return [False, *found[1:]]
-
-
 # ------------------------------------------------------------------------------------------------------------ comparisons
 
 
-COMPARED = (
-    "model",
-    "parameters",
-    "arm",
-    "minus",
-    "measure",
-    "difference",
-    "95 %",
-    "p",
-    "p adjusted",
-    "seeds",
-    "family",
-    "verdict",
-)
+COMPARED = ("arms", "model", "metric", "difference", "95 %", "p", "p adjusted", "seeds", "family")
 
 
-def comparison_table(key: str, found: Sequence[Comparison]) -> Table:
-    rows = [
-        [
-            Cell(each.model),
-            Cell(in_words(each.size) if each.size else NOTHING, sort=f"{each.size or 0:.0f}"),
-            Cell(each.arm),
-            Cell(each.rival),
-            Cell(each.metric.label),
-            Cell(f"{each.difference:+.{each.metric.decimals}f}"),
-            *_tested(each),
-            Cell(str(each.seeds.count)),
-            Cell(each.family),
-            Cell(each.outcome),
-        ]
-        for each in found
-    ]
-    return Table(key, "Hybrid arms minus single arms", COMPARED, rows, comparisons_frame(found))
+def comparison_table(key: str, shown: Sequence[Comparison], every: Sequence[Comparison]) -> Table:
+    """Rows for `shown`; the CSV link holds `every` comparison of the set."""
+    rows = tuple(
+        Row(
+            (
+                Cell(f"{each.arm} \N{MINUS SIGN} {each.rival}"),
+                Cell(each.model, sort=f"{each.size or 0:.0f}"),
+                Cell(each.metric.label),
+                _difference(each.difference, each),
+                *_tested(each),
+                Cell(str(each.seeds.count)),
+                Cell(each.family),
+            )
+        )
+        for each in shown
+    )
+    notes = ("", "", "", "verdict", "", "", "", "", "")
+    return Table(key, "Hybrid arms minus single arms", COMPARED, rows, comparisons_frame(every), notes)
+
+
+def _difference(value: float, each: Comparison | Trend) -> Cell:
+    """The number with its verdict beside it."""
+    return Cell(f"{value:+.{each.metric.decimals}f}", verdict=each.outcome, tone=words.TONES[each.outcome])
 
 
 def _tested(each: Comparison | Trend) -> list[Cell]:
-    """Interval, p, p after its correction."""
-    interval = _bounds(each.interval, each.metric.decimals)
-    return [Cell(interval), Cell(_p(each.p)), Cell(_p(each.adjusted))]
-
-
-def _bounds(interval: Interval | None, places: int) -> str:
-    return NOTHING if interval is None else f"[{interval.low:+.{places}f}, {interval.high:+.{places}f}]"
+    """Interval (of questions and seeds, or of questions where seeds are too few), p, p after its correction."""
+    interval, places = each.interval, each.metric.decimals
+    bounds = f"[{interval.low:+.{places}f}, {interval.high:+.{places}f}]" if interval else NOTHING
+    return [Cell(bounds), Cell(_p(each.p)), Cell(_p(each.adjusted))]
 
 
 def _p(value: float | None) -> str:
@@ -104,44 +62,48 @@ def _p(value: float | None) -> str:
 
 # ----------------------------------------------------------------------------------------------------------------- trends
 
-TURNED = (
-    *("arm", "minus", "measure", "sizes", "change for ten times the parameters", "95 %", "p", "p adjusted"),
-    *("seeds", "verdict"),
-)
+TURNED = ("arms", "metric", "slope", "95 %", "p", "p adjusted", "sizes", "seeds", "bend: p")
 
 
 def trend_table(key: str, found: Sequence[Trend]) -> Table:
     rows = [
         [
-            Cell(each.arm),
-            Cell(each.rival),
+            Cell(f"{each.arm} \N{MINUS SIGN} {each.rival}"),
             Cell(each.metric.label),
-            Cell(str(len(each.sizes))),
-            Cell(f"{each.slope:+.{each.metric.decimals}f}"),
+            _slope(each),
             *_tested(each),
+            Cell(str(len(each.sizes))),
             Cell(str(each.seeds) if each.seeds else NOTHING),
-            Cell(each.outcome if not each.refusal else f"not judged: {each.refusal}"),
+            Cell(_p(each.curvature.p if each.curvature else None)),
         ]
         for each in found
     ]
-    return Table(key, "Differences over model size", *_with_series(found, TURNED, rows), trends_frame(found))
+    notes = ("", "", "for ten times the parameters", "", "", "", "", "", "")
+    return Table(key, "Differences over model size", *_with_series(found, TURNED, rows), trends_frame(found), notes)
+
+
+def _slope(each: Trend) -> Cell:
+    if each.outcome == "no straight line":
+        return Cell(NOTHING, verdict=each.outcome, tone=words.TONES[each.outcome])
+    shown = _difference(each.slope, each)
+    return Cell(shown.text, verdict=shown.verdict, tone=shown.tone, detail=each.refusal)
 
 
 def _with_series(
     found: Sequence[Trend | Law], heads: tuple[str, ...], rows: list[list[Cell]]
-) -> tuple[tuple[str, ...], list[list[Cell]]]:
-    """Heads and rows with the series before them, where there are several."""
-    if len({each.series for each in found}) < 2:
-        return heads, rows
-    return ("series", *heads), [[Cell(each.series or NOTHING), *row] for each, row in zip(found, rows, strict=True)]
+) -> tuple[tuple[str, ...], tuple[Row, ...]]:
+    """Heads and rows, with the series in the first cell where there are several."""
+    if len({each.series for each in found}) > 1:
+        rows = [[Cell(row[0].text, detail=each.series), *row[1:]] for each, row in zip(found, rows, strict=True)]
+    return heads, tuple(Row(tuple(row)) for row in rows)
 
 
 # ------------------------------------------------------------------------------------------------------------------- laws
 
 
 FITTED = (
-    *("arm", "quantity", "sizes", "exponent", "95 % (bootstrap)"),
-    *("error of a size left out", "largest size: predicted / measured", "why no exponent"),
+    *("arm", "quantity", "sizes", "exponent", "95 %", "size left out"),
+    *("largest size", "why no exponent"),
 )
 
 
@@ -163,7 +125,8 @@ def law_table(key: str, found: Sequence[Law]) -> Table:
                 Cell(law.refusal or NOTHING),
             ]
         )
-    return Table(key, "Power laws", *_with_series(found, FITTED, rows), laws_frame(found))
+    notes = ("", "", "", "", "bootstrap", "error", "predicted / measured", "")
+    return Table(key, "Power laws", *_with_series(found, FITTED, rows), laws_frame(found), notes)
 
 
 # ------------------------------------------------------------------------------------------------------------------- cost
@@ -171,58 +134,56 @@ def law_table(key: str, found: Sequence[Law]) -> Table:
 
 def cost_table(key: str, found: Sequence[Priced], gpu: bool) -> Table:
     hours = "GPU-hours" if gpu else "process-hours"
-    heads = (
-        "model",
-        "arm",
-        found[0].metric.label,
-        "95 % of questions",
-        hours,
-        "quality for hours",
-        "peak GiB",
-        "quality for memory",
-    )
-    rows = [
-        [
-            Cell(each.model),
-            Cell(each.arm),
-            Cell(each.metric.show(each.quality)),
-            Cell(f"[{each.interval.low:.4f}, {each.interval.high:.4f}]" if each.interval else NOTHING),
-            Cell(f"{each.device_hours:.3g}" if each.device_hours is not None else NOTHING, sort=f"{each.device_hours or 0}"),
-            Cell(each.by_hours or NOTHING),
-            Cell(f"{each.peak_gib:.2f}" if each.peak_gib is not None else NOTHING),
-            Cell(each.by_memory or NOTHING),
-        ]
+    heads = ("arm", "model", found[0].metric.label, hours, "quality for hours", "peak GiB", "quality for memory")
+    rows = tuple(
+        Row(
+            (
+                Cell(each.arm),
+                Cell(each.model),
+                Cell(
+                    each.metric.show(each.quality),
+                    detail=f"[{each.interval.low:.4f}, {each.interval.high:.4f}]" if each.interval else "",
+                ),
+                Cell(f"{each.device_hours:.3g}" if each.device_hours is not None else NOTHING, sort=f"{each.device_hours or 0}"),
+                _place(each.by_hours),
+                Cell(f"{each.peak_gib:.2f}" if each.peak_gib is not None else NOTHING),
+                _place(each.by_memory),
+            )
+        )
         for each in found
-    ]
-    return Table(key, "Quality and cost", heads, rows, costs_frame(found))
+    )
+    return Table(key, "Quality and cost", heads, rows, costs_frame(found), ("", "", "95 % of questions", "", "", "", ""))
 
 
-FORECAST = (
-    *("run", "ranks", "device", "s a step: predicted", "s a step: measured", "error of time"),
-    *("GiB: predicted", "GiB: measured", "error of memory", "why no prediction"),
-)
+def _place(place: str | None) -> Cell:
+    return Cell(place, tone=words.PLACES[place]) if place else Cell(NOTHING)
+
+
+FORECAST = ("run", "ranks", "s a step", "s a step", "error", "GiB", "GiB", "error", "why no prediction")
+FORECAST_NOTES = ("device", "", "predicted", "measured", "of time", "predicted", "measured", "of memory", "")
 
 
 def forecast_table(key: str, runs: pd.DataFrame) -> Table:
     """Predicted against measured of each run."""
-    rows = [
-        [
-            Cell(row["run"]),
-            Cell(str(row["ranks"])),
-            Cell(row["device"] or NOTHING),
-            *_pair(row["predicted_step_seconds"], row["median_step_seconds"]),
-            *_pair(row["predicted_gib"], row["peak_gib"]),
-            Cell(row["not_predicted"] or NOTHING),
-        ]
+    rows = tuple(
+        Row(
+            (
+                Cell(row["run"], detail=row["device"] or ""),
+                Cell(str(row["ranks"])),
+                *_pair(row["predicted_step_seconds"], row["median_step_seconds"]),
+                *_pair(row["predicted_gib"], row["peak_gib"]),
+                Cell(row["not_predicted"] or NOTHING),
+            )
+        )
         for row in plain(runs)
-    ]
+    )
     names = [
         "run",
         "ranks",
         "device",
         *(name for name in COST_COLUMNS if name in runs and name not in ("ranks", "device", "gpu")),
     ]
-    return Table(key, "Predicted against measured", FORECAST, rows, runs[names])
+    return Table(key, "Predicted against measured", FORECAST, rows, runs[names], FORECAST_NOTES)
 
 
 def _pair(predicted: float | None, measured: float | None) -> tuple[Cell, Cell, Cell]:

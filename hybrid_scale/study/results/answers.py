@@ -1,4 +1,4 @@
-"""The study's question answered in plain sentences: the trade-off, how it moves with size, what it costs, what is missing.
+"""The study's details in plain sentences: every comparison counted, how it moves with size, what it costs.
 
 Every sentence comes from numbers computed elsewhere and says how sure it is. Knows no HTML.
 """
@@ -6,12 +6,12 @@ Every sentence comes from numbers computed elsewhere and says how sure it is. Kn
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import pandas as pd
 
 from hybrid_scale.statistics import FEWEST_SEEDS
 from hybrid_scale.study.results.comparisons import Comparison
-from hybrid_scale.study.results.primary import Claim
 from hybrid_scale.study.results.scaling import Law, Priced
 from hybrid_scale.study.results.trends import Trend
 from hybrid_scale.study.results.verdicts import ALPHA, Outcome
@@ -20,19 +20,18 @@ MOST_NAMED = 6
 """Things listed in a sentence; beyond that their number is given."""
 PULLED = ("mono_map", "cross_map", "ndcg@10")
 """What single arms trade for each other."""
-WORDS: dict[Outcome, str] = {
-    "better": "better",
-    "worse": "worse",
-    "equivalent": "equivalent",
-    "better in these runs": "better in these runs",
-    "worse in these runs": "worse in these runs",
-    "not shown": "no difference shown",
-    "not judged": "not judged",
-}
+VERDICTS: tuple[Outcome, ...] = (
+    *("better", "worse", "equivalent", "better in these runs", "worse in these runs"),
+    *("not shown", "no straight line", "not judged"),
+)
+"""In the order in which they are counted."""
+Part = Literal["comparisons", "size", "cost"]
 
 
 @dataclass(frozen=True)
 class Answer:
+    part: Part
+    """Where in the report it stands."""
     topic: str
     points: tuple[str, ...]
     caution: str = ""
@@ -40,43 +39,19 @@ class Answer:
 
 def answers(
     runs: pd.DataFrame,
-    claims: Sequence[Claim],
     comparisons: Sequence[Comparison],
     trends: Sequence[Trend],
     laws: Sequence[Law],
     points: Sequence[Priced],
 ) -> list[Answer]:
-    """What the top of the report says, in order."""
+    """What the details of the report say first, in order. The primary family isn't among it: headline.py."""
     return [
-        *_primary(claims),
         *_with_size(comparisons, trends),
         *_trade_off(comparisons),
         *_exponents(laws),
         *_cost(points, bool(runs["gpu"].any())),
         *_forecast(runs),
     ]
-
-
-# ---------------------------------------------------------------------------------------------------------- primary family
-
-
-def _primary(claims: Sequence[Claim]) -> Iterator[Answer]:
-    """The claims that were tested, and in one line those that weren't."""
-    if not claims:
-        return
-    tested = [claim for claim in claims if claim.both]
-    reasons = Counter(claim.refusal for claim in claims if not claim.both)
-    silent = [f"{count} not judged: {reason}" for reason, count in reasons.items()]
-    caution = f"Questions and seeds together; p < {ALPHA:g} after Holm over the {len(claims)} claims named before the runs."
-    yield Answer("Primary family", (*(_claim(claim) for claim in tested), *_first(silent)), caution)
-
-
-def _claim(claim: Claim) -> str:
-    places, models = claim.metric.decimals, " to ".join(claim.models)
-    low, high = claim.interval or (0.0, 0.0)
-    shown = f"{claim.estimate:+.{places}f} [{low:+.{places}f}, {high:+.{places}f}]"
-    where = f"change from {models}" if claim.kind == "change" else f"at {models}"
-    return f"{claim.arm} minus {claim.rival}, {claim.metric.label} on {claim.task}, {where}: {claim.outcome} ({shown})"
 
 
 # -------------------------------------------------------------------------------------------------------------- trade-off
@@ -91,7 +66,7 @@ def _trade_off(comparisons: Sequence[Comparison]) -> Iterator[Answer]:
         pairs = len({(each.group, each.arm, each.rival) for each in members})
         sizes = len({each.group for each in members})
         of_models = f", {pairs} pairs of arms over {sizes} models" if sizes > 1 else ""
-        yield Answer(f"Hybrid against {kind} on {task}{of_models}", tuple(parts), _how_sure(members))
+        yield Answer("comparisons", f"Hybrid against {kind} on {task}{of_models}", tuple(parts), _how_sure(members))
 
 
 def _one_measure(members: Sequence[Comparison]) -> str:
@@ -103,15 +78,18 @@ def _one_measure(members: Sequence[Comparison]) -> str:
     if count["not judged"] == len(members):
         better = sum(each.gain > 0 for each in members)
         return f"{metric.label}: difference {span}, {_of(better, len(members))} in hybrid's favour, not judged"
-    told = ", ".join(f"{WORDS[key]} in {_of(count[key], len(members))}" for key in WORDS if count[key])
+    told = ", ".join(f"{verdict} in {_of(count[verdict], len(members))}" for verdict in VERDICTS if count[verdict])
     return f"{metric.label}: {told} ({span})"
 
 
 def _only(each: Comparison) -> str:
+    return f"{each.metric.label}: {each.outcome} ({each.difference:+.{each.metric.decimals}f}{_bounds(each)})"
+
+
+def _bounds(each: Comparison | Trend) -> str:
+    """The interval that the verdict rests on: of questions and seeds, or of questions where seeds are too few."""
     places = each.metric.decimals
-    word = WORDS[each.outcome]
-    interval = f" [{each.interval.low:+.{places}f}, {each.interval.high:+.{places}f}]" if each.interval else ""
-    return f"{each.metric.label}: {word} ({each.difference:+.{places}f}{interval})"
+    return f" [{each.interval.low:+.{places}f}, {each.interval.high:+.{places}f}]" if each.interval else ""
 
 
 def _of(some: int, every: int) -> str:
@@ -132,17 +110,6 @@ def _how_sure(members: Sequence[Comparison]) -> str:
 # -------------------------------------------------------------------------------------------------------------- with size
 
 
-TURNS: dict[Outcome, str] = {
-    "better": "moves in hybrid's favour",
-    "worse": "moves against hybrid",
-    "better in these runs": "moves in hybrid's favour in these runs",
-    "worse in these runs": "moves against hybrid in these runs",
-    "not shown": "no change with size is shown",
-    "not judged": "not judged",
-    "no straight line": "bends over the sizes, so no slope is stated",
-}
-
-
 def _with_size(comparisons: Sequence[Comparison], trends: Sequence[Trend]) -> Iterator[Answer]:
     """How the difference changes with size, for the measures that single arms trade for each other."""
     rule = f"Exploratory: slope of the difference on log10(parameters); p < {ALPHA:g} after Benjamini-Hochberg over all slopes."
@@ -150,15 +117,15 @@ def _with_size(comparisons: Sequence[Comparison], trends: Sequence[Trend]) -> It
         told = [trend for trend in trends if trend.task == task and trend.metric.key in PULLED]
         if told:
             caution = f"{rule} It speaks of the sizes measured." if any(trend.test for trend in told) else ""
-            yield Answer(f"Over the sizes, on {task}", _first([_turn(trend, comparisons) for trend in told]), caution)
+            yield Answer("size", f"Over the sizes, on {task}", _first([_turn(trend, comparisons) for trend in told]), caution)
 
 
 def _turn(trend: Trend, comparisons: Sequence[Comparison]) -> str:
     key = (trend.task, trend.series, trend.arm, trend.rival, trend.metric.key)
     line = [each for each in comparisons if (each.task, each.series, each.arm, each.rival, each.metric.key) == key]
     line = sorted((each for each in line if each.size is not None), key=lambda each: each.size or 0.0)
-    interval = f" [{trend.interval.low:+.4f}, {trend.interval.high:+.4f}]" if trend.interval else ""
-    turn = f"{TURNS[trend.outcome]}: {trend.slope:+.4f}{interval} for ten times the parameters"
+    slope = f"{trend.slope:+.{trend.metric.decimals}f}{_bounds(trend)} for ten times the parameters"
+    turn = trend.outcome if trend.outcome == "no straight line" else f"{trend.outcome}, {slope}"
     return f"{trend.arm} minus {trend.rival}, {trend.metric.label}: {turn} ({_at(line[0])}, {_at(line[-1])})"
 
 
@@ -168,8 +135,7 @@ def _first(lines: Sequence[str]) -> tuple[str, ...]:
 
 
 def _at(each: Comparison) -> str:
-    interval = f" [{each.interval.low:+.4f}, {each.interval.high:+.4f}]" if each.interval else ""
-    return f"{each.difference:+.4f}{interval} at {in_words(each.size or 0.0)}"
+    return f"{each.difference:+.{each.metric.decimals}f}{_bounds(each)} at {in_words(each.size or 0.0)}"
 
 
 def in_words(size: float) -> str:
@@ -187,7 +153,7 @@ def _exponents(laws: Sequence[Law]) -> Iterator[Answer]:
         if not stated:
             reasons = Counter(law.law.refusal for law in members)
             reason = reasons.most_common(1)[0][0] if len(reasons) == 1 else "the reason stands beside each in the table"
-            yield Answer(f"Power laws on {task}", (f"No exponent is stated: {reason}",))
+            yield Answer("size", f"Power laws on {task}", (f"No exponent is stated: {reason}",))
             continue
         shown = [
             f"{law.quantity} of {law.arm}: exponent {law.law.exponent:.2f} [{law.law.low:.2f}, {law.law.high:.2f}]"
@@ -198,7 +164,7 @@ def _exponents(laws: Sequence[Law]) -> Iterator[Answer]:
         caution = (
             "A value falls as size to the power of minus its exponent, between the sizes measured; that is no promise beyond."
         )
-        yield Answer(f"Power laws on {task}", (*_first(shown), *refused), caution)
+        yield Answer("size", f"Power laws on {task}", (*_first(shown), *refused), caution)
 
 
 # ------------------------------------------------------------------------------------------------------------------- cost
@@ -219,7 +185,7 @@ def _cost(points: Sequence[Priced], gpu: bool) -> Iterator[Answer]:
             said.append(f"{len(near)} of the {len(known) - len(best)} others can't be told from that front")
         missing = sum(point.interval is None for point in known)
         caution = f"{missing} of {len(known)} points have no interval." if missing else ""
-        yield Answer(f"Worth its cost on {task}", tuple(said), caution)
+        yield Answer("cost", f"Worth its cost on {task}", tuple(said), caution)
 
 
 def _named(point: Priced, known: Sequence[Priced]) -> str:
@@ -235,4 +201,4 @@ def _forecast(runs: pd.DataFrame) -> Iterator[Answer]:
     text = f"The planner's seconds a step were off by {time:.0%} (median of {len(both)} runs)"
     if not memory.empty:
         text += f", its memory by {(memory['predicted_gib'] / memory['peak_gib'] - 1).abs().median():.0%}"
-    yield Answer("Predicted against measured", (text,))
+    yield Answer("cost", "Predicted against measured", (text,))

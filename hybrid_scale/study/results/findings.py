@@ -23,6 +23,8 @@ class Finding:
     numbers: str
     caution: str
     """What is known of the variance; empty where nothing was judged."""
+    missing: str = ""
+    """What it would take to judge it; empty where it was judged."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def _hybrids(arms: Sequence[Arm]) -> list[Finding]:
 
 
 def _hybrid_claim(subject: str) -> str:
-    return f"{subject} lie within or above the range of the single arms (mono, cross), on no measure below both."
+    return f"{subject} lie within or above the range of the single arms (mono, cross), on no metric below both."
 
 
 def _hybrid(hybrid: Arm, singles: Sequence[Arm]) -> Finding:
@@ -98,7 +100,7 @@ def _hybrid(hybrid: Arm, singles: Sequence[Arm]) -> Finding:
     metrics = [METRICS[key] for key in HYBRID_METRICS if all(key in arm.scores for arm in everyone)]
     claim = _hybrid_claim(f"Hybrid batches (arm {hybrid.name})")
     if not metrics:
-        return Finding(claim, "can't be judged", "The arms share no measure.", "")
+        return Finding(claim, "can't be judged", "The arms share no metric.", "", "a metric that all arms have")
 
     def place(metric: Metric, value: ValueOf) -> str:
         sign = 1 if metric.higher_is_better else -1
@@ -120,7 +122,7 @@ def _unjudged(claim: str, missing: Sequence[str], measured: Sequence[Arm], metri
     for metric in metrics:
         if present := [arm for arm in measured if metric.key in arm.scores]:
             numbers += f" Measured {metric.label}: {_listed(present, metric)}."
-    return Finding(claim, "can't be judged", numbers, "")
+    return Finding(claim, "can't be judged", numbers, "", f"no finished run of {', '.join(missing)}")
 
 
 def _variance(arms: Sequence[Arm], holds: Callable[[ValueOf], bool], metrics: Sequence[Metric], gap: float | None) -> str:

@@ -3,7 +3,7 @@
 Chooses columns; computes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,15 +15,16 @@ from hybrid_scale.study.results.scores import Arm
 from hybrid_scale.study.results.trends import Trend
 
 
-def means(found: Sequence[Arm]) -> pd.DataFrame:
-    """All metrics of all arms and seeds, for the download below the headline table."""
+def means(by_task: Mapping[str, Sequence[Arm]]) -> pd.DataFrame:
+    """All metrics of all seeds of the arms of each set, for the download below a table of scores."""
     rows = [
-        {"group": arm.group, "arm": arm.name, "kind": arm.kind, "seed": seed, "metric": metric, "value": value}
+        {"task": task, "group": arm.group, "arm": arm.name, "kind": arm.kind, "seed": seed, "metric": metric, "value": value}
+        for task, found in by_task.items()
         for arm in found
         for metric, score in arm.scores.items()
         for seed, value in score.by_seed.items()
     ]
-    return pd.DataFrame(rows, columns=["group", "arm", "kind", "seed", "metric", "value"])
+    return pd.DataFrame(rows, columns=["task", "group", "arm", "kind", "seed", "metric", "value"])
 
 
 def claims_frame(found: Sequence[Claim]) -> pd.DataFrame:

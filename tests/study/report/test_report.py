@@ -20,10 +20,8 @@ from launch import study as study_door
 from tests.study.fabricate import SCORES, fabricated, start, write_study
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "col"}
-SECTIONS = [
-    *("answers", "headline", "trade-off", "findings", "scaling", "cost"),
-    *("figures", "training", "runs", "method", "provenance"),
-]
+PARTS = ["comparisons", "size", "predictions", "cost", "figures", "runs", "method", "provenance"]
+"""The details below the first screen, in their order."""
 
 
 class Page(HTMLParser):
@@ -35,6 +33,7 @@ class Page(HTMLParser):
         self.ids: list[str] = []
         self.addresses: list[str] = []
         self.sections: list[str] = []
+        self.parts: list[str] = []
         self.text = ""
         self.feed(html)
         self.close()
@@ -46,6 +45,7 @@ class Page(HTMLParser):
         given = dict(attrs)
         self.ids += [given["id"] or ""] if "id" in given else []
         self.sections += [given.get("id") or ""] if tag == "section" else []
+        self.parts += [given.get("id") or ""] if given.get("class") == "part" else []
         self.addresses += [value or "" for name, value in attrs if name in ("href", "src", "xlink:href", "action", "srcset")]
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -77,7 +77,8 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
     html = path.read_text(encoding="utf-8")
     found = Page(html)
     assert path == tmp_path / "out" / "report.html"
-    assert found.sections == SECTIONS
+    assert found.sections == ["first", "scores"]
+    assert found.parts == PARTS
     assert len(found.ids) == len(set(found.ids))
     assert all(address.startswith(("#", "data:")) for address in found.addresses)
     assert {address[1:] for address in found.addresses if address.startswith("#")} <= set(found.ids)
@@ -85,20 +86,20 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
     assert html.count("<script") == 1
     assert "default-src 'none'" in html
     assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(found.ids)
-    assert html.count("<svg") == 15  # two fronts, trade-off, bars, two over the steps, two matrices for each of four arms, loss
-    assert html.count("</desc>") == 15
+    assert html.count("<svg") == 14  # trade-off, two fronts, two over the steps, two matrices for each of four arms, loss
+    assert html.count("</desc>") == 14
 
 
 def test_data_behind_a_figure_can_be_downloaded(tmp_path: Path) -> None:
     tables = [urllib.parse.unquote(a) for a in page(fabricated(tmp_path)).addresses if a.startswith("data:text/csv")]
-    trade_off = next(table for table in tables if "arm,seed,mono_map,cross_map" in table)
-    assert "mono,0,0.7918,0.6737" in trade_off
+    trade_off = next(table for table in tables if "arm,alpha,mono_map,mono_low" in table)
+    assert re.search(r",mono,1,0\.792592,.*,0\.674374,", trade_off)  # means of the two seeds
 
 
 def test_means_and_spread_are_shown(tmp_path: Path) -> None:
     text = squeezed(page(fabricated(tmp_path)).text)
-    assert "hybrid hybrid 2 of 2 0.7985 ± 0.0011" in text
-    assert "untrained before step 1" in text
+    assert "hybrid 2 of 2 0.7985 ± 0.0011" in text
+    assert "untrained base – 0.3085" in text  # the mean over the arms' evaluations before step 1
 
 
 def test_one_seed_is_said_plainly(tmp_path: Path) -> None:
@@ -125,8 +126,8 @@ def test_failed_runs_are_shown_and_text_is_escaped(tmp_path: Path) -> None:
 
 def test_a_study_that_hasnt_begun_has_a_page(tmp_path: Path) -> None:
     found = page(plan_study(write_study(tmp_path)))
-    assert found.sections == SECTIONS
-    assert "No run has been evaluated yet." in found.text
+    assert (found.sections, found.parts) == (["first"], PARTS)
+    assert "Nothing can be answered yet: no two arms of the question have been scored on one set." in found.text
     assert "no arm was measured" in found.text.lower()
 
 
@@ -147,7 +148,7 @@ def test_a_task_in_one_language_is_shown_but_not_judged(tmp_path: Path) -> None:
     text = squeezed(Page(html).text)
     assert "nq: mAP by query and passage language" not in text
     assert "nDCG@10" in text
-    assert "the predictions can't be judged on this task" in text
+    assert "nq: no query has a relevant passage in another language." in text
 
 
 def test_measures_that_arent_known_here_are_shown_all_the_same(tmp_path: Path) -> None:
@@ -160,8 +161,9 @@ def test_measures_that_arent_known_here_are_shown_all_the_same(tmp_path: Path) -
 
 def test_missing_single_queries_are_said_and_the_means_are_shown(tmp_path: Path) -> None:
     text = squeezed(page(fabricated(tmp_path)).text)
-    assert "cross mAP: not judged (+0.0316)" in text
+    assert "On xquad_r, hybrid differs against mono by +0.0316 in cross-lingual quality (cross mAP)" in text
     assert "No table of single queries for hybrid.seed-0, mono.seed-0" in text
+    assert "6 of 6 claims aren't judged" in text
     assert "0 paired comparisons" in text
 
 

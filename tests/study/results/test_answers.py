@@ -12,7 +12,6 @@ from hybrid_scale.study.results.collect import collect
 from hybrid_scale.study.results.comparisons import Comparison
 from hybrid_scale.study.results.crossed import Crossed
 from hybrid_scale.study.results.fits import power_law
-from hybrid_scale.study.results.primary import Claim
 from hybrid_scale.study.results.queries import clusters, read_queries
 from hybrid_scale.study.results.scaling import Law, Priced, laws, priced
 from hybrid_scale.study.results.scores import METRICS
@@ -38,20 +37,19 @@ def said(
     comparisons: list[Comparison] | None = None,
     found: list[Law] | None = None,
     points: list[Priced] | None = None,
-    family: list[Claim] | None = None,
 ) -> list[Answer]:
-    return answers(NO_RUNS, family or [], comparisons or [], trends(comparisons or []), found or [], points or [])
+    return answers(NO_RUNS, comparisons or [], trends(comparisons or []), found or [], points or [])
 
 
 def test_how_often_hybrid_wins_is_counted() -> None:
     three = [comparison("a", 1e9, 0.03, 0.001), comparison("b", 2e9, -0.02, 0.01), comparison("c", 4e9, 0.001, 0.8)]
     size, trade = said(three)
     assert trade.topic == "Hybrid against mono on set, 3 pairs of arms over 3 models"
-    assert trade.points == ("cross mAP: better in 1 of 3, worse in 1 of 3, no difference shown in 1 of 3 (-0.0200 to +0.0300)",)
+    assert trade.points == ("cross mAP: better in 1 of 3, worse in 1 of 3, not shown in 1 of 3 (-0.0200 to +0.0300)",)
     assert "exploratory, p < 0.05 after Benjamini-Hochberg" in trade.caution
     assert size.topic == "Over the sizes, on set"
     assert size.points == (
-        "hybrid minus mono, cross mAP: not judged: -0.0482 for ten times the parameters "
+        "hybrid minus mono, cross mAP: not judged, -0.0482 for ten times the parameters "
         "(+0.0300 [+0.0200, +0.0400] at 1 B, +0.0010 [-0.0090, +0.0110] at 4 B)",
     )
 
@@ -60,18 +58,6 @@ def test_few_seeds_are_said() -> None:
     (one,) = said([comparison("a", 1e9, 0.03, 0.001, seeds=1)])
     assert one.points == ("cross mAP: better in these runs (+0.0290 [+0.0200, +0.0400])",)
     assert "All rest on fewer than 3 seeds" in one.caution
-
-
-def test_the_primary_family_comes_first_with_its_silent_claims_in_one_line() -> None:
-    facts = ("set", "", "hybrid", "mono", METRICS["cross_map"])
-    judged = Claim("change", *facts, ("7b", "72b"), both=Crossed(-0.02, 0.004, 20.0, 3, 50), adjusted=0.01)
-    silent = Claim("difference", *facts, ("72b",), refusal="1 seed")
-    first = said(family=[judged, silent, replace(silent, rival="cross")])[0]
-    assert first.points == (
-        "hybrid minus mono, cross mAP on set, change from 7b to 72b: worse (-0.0200 [-0.0283, -0.0117])",
-        "2 not judged: 1 seed",
-    )
-    assert "after Holm over the 3 claims named before the runs" in first.caution
 
 
 def test_what_wasnt_tested_is_called_so() -> None:
@@ -104,7 +90,7 @@ def test_the_front_is_named() -> None:
 def test_the_planners_error_is_the_median_over_runs() -> None:
     columns = {"predicted_step_seconds": [1.0, 1.2, 0.5], "median_step_seconds": [1.0] * 3}
     runs = pd.DataFrame({"gpu": [True] * 3, **columns, "predicted_gib": [9.0, 10.0, 12.0], "peak_gib": [10.0] * 3})
-    (answer,) = answers(runs, [], [], [], [], [])
+    (answer,) = answers(runs, [], [], [], [])
     assert answer.points == ("The planner's seconds a step were off by 20% (median of 3 runs), its memory by 10%",)
 
 
