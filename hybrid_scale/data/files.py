@@ -59,6 +59,7 @@ FIELD = re.compile("[^ \\t\\n\\v\\f\\r]+")
 """A field of a TREC file: what C's isspace doesn't part."""
 PEEK = 1 << 13
 PARQUET_ROWS = 1 << 10
+SEPARATORS = ",;|\t"
 
 
 def kind_of(head: bytes) -> str | None:
@@ -282,7 +283,7 @@ def read_table(path: File, separator: str = ",", columns: list[str] | None = Non
 
     columns: their names where the file has no header line. A TSV file (`separator` tab) knows no quotes, as every line is a
     row; a CSV's quoted cells may hold separators, line breaks and doubled quotes.
-    Raises DataError: no header, a column twice.
+    Raises DataError: no header, a column twice, columns parted otherwise.
     """
     rows = _tsv_cells(path) if separator == "\t" else _csv_cells(path, separator)
     if columns is None:
@@ -290,6 +291,9 @@ def read_table(path: File, separator: str = ",", columns: list[str] | None = Non
         if not isinstance(header, list) or len(set(header)) != len(header):
             found = header.message if isinstance(header, Bad) else header
             raise DataError(describe(where, found, "a table must begin with a line of column names, each once"))
+        if len(header) == 1 and any(sign in header[0] for sign in SEPARATORS):
+            rule = f"columns must be parted by {separator!r}"
+            raise DataError(describe(where, header[0], rule, "Convert the file, or name it .tsv where tabs part them."))
         columns = header
     for where, cells in rows:
         if isinstance(cells, Bad):

@@ -146,20 +146,23 @@ class _PassageTable:
         """What is wrong with the (pid, text) of a row, the first one's text being title + space + `body` where that isn't
         empty; nothing is kept of them yet."""
         here: dict[str, str] = {}
-        for pid, text in named:
+        for number, (pid, text) in enumerate(named):
             known = self.by_pid.get(key_of(pid))
             if here.setdefault(pid, text) != text or (known is not None and known != self.by_text.get(key_of(text))):
-                return Bad(where, describe(f"{where}: pid", pid, self._why(pid, body, known), "Give each its own pid."))
+                why = self._why(pid, body if number == 0 else None, known)
+                return Bad(where, describe(f"{where}: pid", pid, why, "Give each its own pid."))
             if bad := _bad_id(where, "pid", pid):
                 return bad
         return None
 
-    def _why(self, pid: str, body: str, known: int | None) -> str:
+    def _why(self, pid: str, body: str | None, known: int | None) -> str:
+        """`body` None: it isn't known what of the text is a title."""
         if known is None:
             return "this pid names two texts in one row"
         if body and self.titled.get(key_of(f"{pid}\0{body}")) is not None:
             return f"this pid already names the same passage under another title: see {self.places[known]}"
-        return f"this pid already names a passage with another text: see {self.places[known]}"
+        other = "another title or text" if body is None else "another text"
+        return f"this pid already names a passage with {other}: see {self.places[known]}"
 
     def number(self, pid: str, lang: str, text: str, where: str, body: str = "") -> int:
         """The passage of a pid, which is written where its text is new. `body`: the text without its title, if it has one."""

@@ -362,6 +362,17 @@ def test_csv_and_tsv_keep_their_text(tmp_path: Path) -> None:
         assert [(p.id, p.passage, p.pid) for p in found if isinstance(p, Pair)] == [(*row, row[0]) for row in cells]
 
 
+def test_a_file_is_read_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv.gz").write_bytes(gzip.compress(b"id,query,passage\n007,q,NA\n"))
+    (tmp_path / "rows.dump").write_text('{"id": "007", "query": "q", "passage": "NA"}\n')
+    parquet.write_table(pa.table({"id": ["007"], "query": ["q"], "passage": ["NA"]}), tmp_path / "rows.parquet")
+    for name in ("rows.csv.gz", "rows.dump", "rows.parquet"):
+        assert [(p.id, p.passage) for p in hub.read(str(tmp_path / name)) if isinstance(p, Pair)] == [("007", "NA")]
+    (tmp_path / "rows.csv").write_text("id;query;passage\n007;q;NA\n")
+    with pytest.raises(DataError, match=r"rows\.csv:1: found 'id;query;passage'; columns must be parted by ','\. Convert"):
+        list(hub.read(str(tmp_path / "rows.csv")))
+
+
 def test_json_keeps_its_text_over_shards_of_two_types(tmp_path: Path) -> None:
     rows = [
         {"id": "007", "query": "2020-01-01", "passage": "12:30", "negatives": []},
@@ -409,7 +420,7 @@ def faulty(kind: str, folder: Path) -> list[str]:
     return [
         "--path",
         "no/such" if kind == "no set" else form,
-        *(() if kind == "no set" else ("--option", f"data_files={folder / name}")),
+        *(() if kind in ("no set", "no file") else ("--option", f"data_files={folder / name}")),
     ]
 
 
@@ -426,6 +437,7 @@ def faulty(kind: str, folder: Path) -> list[str]:
         ("web page for parquet", "rows.parquet: found 'a web page'"),
         ("absent", "rows.jsonl"),
         ("no set", "hub:no/such"),
+        ("no file", "hub: path: found 'json'; this format needs files. Give --option data_files=FILE"),
     ],
 )
 def test_every_fault_is_one_line(kind: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

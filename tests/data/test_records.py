@@ -95,7 +95,7 @@ def test_families_are_the_connected_rows(rows: list[tuple[int, int]]) -> None:
         ([pair("a", pid="p", passage="x"), pair("b", pid="p", passage="y")],
          "f:b: pid: found 'p'; this pid already names a passage with another text: see f:a. Give each its own pid."),
         ([pair("a", pid="p", passage="x"), pair("b", negatives=(("p", "y"),))],
-         "f:b: pid: found 'p'; this pid already names a passage with another text: see f:a. Give each its own pid."),
+         "f:b: pid: found 'p'; this pid already names a passage with another title or text: see f:a. Give each its own pid."),
         ([pair("a", pid="p", negatives=(("n", "x"), ("n", "y")))],
          "f:a: pid: found 'n'; this pid names two texts in one row. Give each its own pid."),
         ([pair("a", pid="p", passage="T x", body="x"), pair("b", pid="p", passage="U x", body="x")],

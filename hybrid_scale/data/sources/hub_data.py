@@ -16,6 +16,8 @@ from hybrid_scale.errors import DataError, describe
 
 T = TypeVar("T")
 TAB = "\t"
+FORMATS = ("json", "csv", "parquet", "text")
+"""Names of `datasets` for files of a format."""
 
 
 class HubData:
@@ -33,6 +35,11 @@ class HubData:
         data_files: str = "",
         strict: bool = True,
     ):
+        if not data_files and Path(path).is_file():
+            path, data_files = "csv" if _stem_ends(path, ".csv", ".tsv") else "json", path
+        if path in FORMATS and not data_files and not Path(path).is_dir():
+            remedy = "Give --option data_files=FILE, or the file itself as --path."
+            raise DataError(describe("hub: path", path, "this format needs files", remedy))
         self.path, self.columns, self.revision, self.data_files = path, dict(columns or {}), revision, data_files
         self.strict = strict
         self._met: set[str] = set()
@@ -190,9 +197,9 @@ def _table(file: str, config: Any) -> Iterator[tuple[str, dict[str, Any] | Bad]]
     return read_table(file, separator, list(config.names) if config.names else None)
 
 
-def _stem_ends(file: str, ending: str) -> bool:
-    """Whether the name ends so, but for the ending of a compression."""
+def _stem_ends(file: str, *endings: str) -> bool:
+    """Whether the name ends in one of these, but for the ending of a compression."""
     name = file.lower()
     for packing in (".gz", ".bz2", ".xz", ".zst"):
         name = name.removesuffix(packing)
-    return name.endswith(ending)
+    return name.endswith(endings)
