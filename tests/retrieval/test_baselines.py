@@ -1,5 +1,6 @@
 """Baselines against formulas written out here, a sorted list, NumPy's SVD, and the door end to end."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -96,10 +97,35 @@ def test_bm25_drops_a_querys_own_passage(tmp_path: Path) -> None:
         ("日本語 x", "ja", True, ["日本", "本語", "x"]),
         ("漢字", "zh-Hant", False, ["漢字"]),
         ("running", "sw", True, ["running"]),
+        ("running dogs", "eng_Latn", True, ["run", "dog"]),
+        ("咖啡x", "zh_TW", False, ["咖啡", "啡x"]),
+        ("zhōngguó", "zh-Latn", False, ["zhōngguó"]),
+        ("မြန်မာ", "mya_Mymr", False, [*map("".join, itertools.pairwise("မြန်မာ"))]),
+        ("हिन्दी में काम", "hi", False, ["हिन्दी", "में", "काम"]),
+        ("മലയാളം, ಕನ್ನಡ", "ml", False, ["മലയാളം", "ಕನ್ನಡ"]),
+        ("كِتَابٌ كتـــاب", "ar", False, ["كتاب", "كتاب"]),
+        ("שָׁלוֹם", "he", False, ["שלום"]),
+        ("Cafe\u0301 CAFÉ", "fr", False, ["café", "café"]),
+        ("ISPARTA İzmir ılık", "tr", False, ["ısparta", "izmir", "ılık"]),
+        ("İzmir IZMIR", "en", False, ["izmir", "izmir"]),
+        ("co\u00adoperate می\u200cخواهم", "fa", False, ["cooperate", "میخواهم"]),
+        ("ﬁne ＡＢＣ１", "en", False, ["fine", "abc1"]),
+        ("end.Start a_b 3.14 👍\ufe0f !", "en", False, ["end", "start", "a_b", "3", "14"]),
+        ("น\u0e4d\u0e32", "th", False, ["น\u0e33"]),
     ],
 )
 def test_tokens(text: str, language: str, stem: bool, tokens: list[str]) -> None:
+    """By hand from Unicode's tables: marks stay with their letters, and equal words have one form."""
     assert Tokenizer(stem)(text, language) == tokens
+
+
+def test_bm25_of_a_corpus_without_a_word(tmp_path: Path) -> None:
+    records: list[Record] = [Passage("here", f"p{n}", "en", text) for n, text in enumerate(("!!", "👍", "..."))]
+    records += [Query("here", "q", "en", "red", "q"), Judgment("here", "q", "p1", 1)]
+    write_retrieval(records, tmp_path / "set", {"name": "test"})
+    task = RetrievalSet(tmp_path / "set")
+    assert Bm25(task).scores(0).tolist() == [0, 0, 0]
+    assert baselines.bm25(task, tmp_path / "out.parquet")["metrics"]["map"] == 0.5  # ties go to the lower number
 
 
 def test_ranks_of_a_scorer_are_those_of_a_sorted_list() -> None:

@@ -1,28 +1,41 @@
 """BM25 over a retrieval set, by the package bm25s: Lucene's formula with k1 = .9 and b = .4, as BEIR's published figures have it.
 
-Tokens, by the language of the text:
-    lower case; words are runs of letters, digits and underscores (`\\w+`); no stop words, no stemming by default
-    ja zh th lo km my (no spaces between words): pairs of neighbouring characters inside each run without white space
+Tokens, by the language of the text, whatever spelling its code has (`hybrid_scale.languages`):
+    first NFKC, lower case (Turkish and Azerbaijani by their own dotless i), without format characters (soft hyphens, joiners) and
+    without the vowel points of Arabic and Hebrew, which few texts write
+    words are runs of word characters as Unicode's UTS #18 has them: letters, numbers, connectors, and the marks on them, which
+    `\\w` of Python's `re` lacks: it cuts Hindi at every vowel sign; no stop words, no stemming by default
+    where the script has no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese): pairs of neighbouring characters
+    inside each run without white space
 `stem` reduces words by Snowball's stemmer of the text's language where there is one (PyStemmer), else leaves them.
 One index holds the whole corpus: document frequencies count passages of all languages.
-A query without a known word scores 0 everywhere. Knows no vector and no measure. Needs bm25s (extra `eval`).
+A query without a known word scores 0 everywhere, as does every query where the corpus has no word. Knows no vector and no
+measure. Needs bm25s (extra `eval`).
 
 Shapes: Q queries, J judged pairs, C languages, P passages.
 """
 
-import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import regex
 
 from hybrid_scale.data.prepared import RetrievalSet, TextTable
 from hybrid_scale.errors import ModelError, describe
+from hybrid_scale.languages import known_code, script
 
 K1, B = 0.9, 0.4
-WORD = re.compile(r"\w+")
-WITHOUT_SPACES = ("ja", "zh", "th", "lo", "km", "my")
+WORD = regex.compile(r"[\p{Alphabetic}\p{N}\p{Pc}][\p{Alphabetic}\p{N}\p{Pc}\p{M}]*")
+"""A word character of UTS #18 and those behind it; a mark alone, such as an emoji's variation selector, is no word."""
+UNSEEN = regex.compile("[\\p{Cf}\u0640\u064b-\u0652\u0670\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]")
+"""Format characters, Arabic's tatweel and vowel points, Hebrew's points and accents."""
+WITHOUT_SPACES = ("Hans", "Hant", "Hani", "Jpan", "Thai", "Laoo", "Khmr", "Mymr")
+"""Scripts (ISO 15924)."""
+DOTLESS = ("tr", "az")
+"""Languages whose I is the capital of \u0131, and whose \u0130 is that of i."""
 STEMMERS = {
     **{"ar": "arabic", "da": "danish", "de": "german", "el": "greek", "en": "english", "es": "spanish", "fi": "finnish"},
     **{"fr": "french", "hi": "hindi", "hu": "hungarian", "id": "indonesian", "it": "italian", "nl": "dutch"},
@@ -39,11 +52,12 @@ class Tokenizer:
     stem: bool = False
 
     def __call__(self, text: str, language: str) -> list[str]:
-        base = language.partition("-")[0]
-        if base in WITHOUT_SPACES:
-            return [pair for run in text.lower().split() for pair in _pairs(run)]
-        words = WORD.findall(text.lower())
-        return _stemmer(base)(words) if self.stem and base in STEMMERS else words
+        code = known_code(language) or language
+        text = normalised(text, code)
+        if script(code) in WITHOUT_SPACES:
+            return [pair for run in text.split() for pair in _pairs(run)]
+        words: list[str] = WORD.findall(text)
+        return _stemmer(code)(words) if self.stem and code in STEMMERS else words
 
     def of(self, table: TextTable) -> list[list[str]]:
         """The tokens of every text."""
@@ -51,8 +65,21 @@ class Tokenizer:
 
     @property
     def settings(self) -> dict[str, Any]:
-        rule = "lower case, \\w+; character pairs for " + " ".join(WITHOUT_SPACES)
+        rule = "NFKC, lower case; words of UTS #18, their marks included; character pairs in " + " ".join(WITHOUT_SPACES)
         return {"k1": K1, "b": B, "formula": "lucene", "tokens": rule, "stop_words": "none", "stem": self.stem}
+
+
+def normalised(text: str, code: str) -> str:
+    """One form of every character: NFKC, no format characters, lower case."""
+    text = unicodedata.normalize("NFKC", text)
+    if not text.isascii():
+        text = UNSEEN.sub("", text.replace("\u200b", " "))  # a zero-width space parts words
+        text = text.replace("\u0e4d\u0e32", "\u0e33").replace(
+            "\u0ecd\u0eb2", "\u0eb3"
+        )  # am of Thai and Lao, which NFKC takes apart
+    if code in DOTLESS:
+        text = text.replace("I", "\u0131").replace("\u0130", "i")
+    return text.lower().replace("i\u0307", "i")  # what \u0130 becomes in other languages
 
 
 def _pairs(run: str) -> list[str]:
@@ -84,8 +111,11 @@ class Bm25:
         self.passages = len(task.corpus)
         self.queries = self.tokenizer.of(task.queries)
         self.index = bm25s.BM25(k1=K1, b=B, method="lucene")
-        self.index.index(self.tokenizer.of(task.corpus), show_progress=False)
-        self.vocabulary: dict[str, int] = self.index.vocab_dict
+        self.vocabulary: dict[str, int] = {}
+        tokens = self.tokenizer.of(task.corpus)
+        if any(tokens):  # bm25s can't index a corpus without a word
+            self.index.index(tokens, show_progress=False)
+            self.vocabulary = self.index.vocab_dict
 
     def scores(self, query: int) -> np.ndarray:
         """Scores of all passages for one query; zeros where it holds no word of the corpus."""
