@@ -552,9 +552,18 @@ def _not_finite(tree: Any, path: str = "") -> Iterator[tuple[str, float]]:
         yield from _not_finite(member, f"{path}.{key}" if path else str(key))
 
 
+GONE = {
+    "loss.chunk_rows": "Leave it out, or bound the scores that a rank holds at once by loss.max_logits.",
+    "evaluation.store_embeddings": "Leave it out: launch/evaluate.py keeps embeddings, evaluation during training doesn't.",
+}
+"""Settings of older versions, and what to write instead. What changed its meaning is told where it is read."""
+
+
 def _explain(kind: type[BaseModel], problem: Any) -> str:
     path = [str(part) for part in problem["loc"]]
     key = ".".join(path)
+    if problem["type"] == "extra_forbidden" and key in GONE:
+        return describe(key, problem["input"], "this key of an older version is gone", GONE[key])
     if problem["type"] == "extra_forbidden":
         return describe(key, problem["input"], "unknown key", nearest(path[-1], _fields_at(kind, path[:-1])))
     if problem["type"] == "missing":

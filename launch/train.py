@@ -67,7 +67,9 @@ def main() -> int:
     failed = True
     try:
         config = load_config(arguments.config, arguments.overrides)
-        check(config)
+        warnings = check(config)
+        if dist.launched_rank() == 0:
+            print("".join(f"warning: {warning}\n" for warning in warnings), end="", file=sys.stderr, flush=True)
         if not arguments.replay:
             check_sets(config)
         if arguments.dry_run:

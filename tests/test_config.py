@@ -82,6 +82,8 @@ def refusal(tree: dict) -> str:
             changed(optimizer={"learning_rate": float("nan")}),
             "run.yaml: optimizer.learning_rate: found nan; a number must be finite. Put it in quotes, where it is meant as",
         ),
+        (changed(loss={"chunk_rows": 64}), "loss.chunk_rows: found 64; this key of an older version is gone. Leave it out, or"),
+        (changed(evaluation={"store_embeddings": True}), "evaluation.store_embeddings: found True; this key of an older version"),
         (changed(model={"revision": float("inf")}), "model.revision: found inf; a number must be finite. Put it in quotes"),
         (changed(model={"revision": ""}), "model.revision: found ''; string should have at least 1 character."),
         (changed(model={"query_prompt": None}), 'model.query_prompt: found None; input should be a valid string. Write "" for'),

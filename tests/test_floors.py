@@ -22,7 +22,7 @@ PLANNING = tuple(
     for name in ("architecture", "hardware", "zero", "costs", "speed", "forecast", "search", "planner", "table")
 )
 """In their order: each may import those before it."""
-PLAIN = ("errors", "languages", "config", "runs", "command_line", "launched", *PLANNING, "statistics", "pages")
+PLAIN = ("errors", "languages", "config", "runs", "command_line", "launched", "versions", *PLANNING, "statistics", "pages")
 """The ground without torch."""
 GROUND = (*PLAIN, "gpu", "dist", "checkpoints")
 MATERIALS = (*GROUND, "data", "model")
@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **{part: ("errors", "config", *PLANNING[:level]) for level, part in enumerate(PLANNING)},
     "gpu": ("errors",),
     "launched": ("errors",),
+    "versions": ("errors",),
     "dist": ("errors", "config", "gpu", "launched"),
     "checkpoints": ("errors", "config", "runs", "dist"),
     "statistics": ("errors",),

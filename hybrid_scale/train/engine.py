@@ -15,7 +15,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 from pydantic import ValidationError
 
-from hybrid_scale import dist, gpu
+from hybrid_scale import dist, gpu, versions
 from hybrid_scale.config import OptimizerSettings, RunConfig
 from hybrid_scale.errors import ConfigError, RunError, describe, nearest
 from hybrid_scale.model.embedder import Embedder
@@ -60,11 +60,22 @@ class Engine(Protocol):
         ...
 
 
-def check(config: RunConfig) -> None:
-    """What can be refused before anything is opened or loaded. Raises ConfigError: trackers, the DeepSpeed JSON."""
+def check(config: RunConfig) -> list[str]:
+    """What can be refused before anything is opened or loaded; returns warnings, one a line.
+
+    Raises ConfigError: trackers, the DeepSpeed JSON; RunError: a package lacks a name that is needed.
+    """
     _check_trackers(config.training.trackers)
+    packages = ["torch", "accelerate", "transformers"]
+    if config.model.lora is not None:
+        packages.append("peft")
+    if config.model.quantization == "nf4":
+        packages.append("bitsandbytes")
     if config.training.engine == "deepspeed":
         read_json(config)
+        _quiet_deepspeed()
+        packages.append("deepspeed")
+    return versions.check(packages)
 
 
 def _check_trackers(names: Sequence[str]) -> None:

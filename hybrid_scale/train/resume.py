@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from hybrid_scale import dist, gpu
 from hybrid_scale.config import RunConfig, validate
-from hybrid_scale.errors import RunError
+from hybrid_scale.errors import RunError, describe
 from hybrid_scale.model.digests import model_digests
 from hybrid_scale.runs import barred, read_json
 from hybrid_scale.train.engine import Engine
@@ -54,6 +54,10 @@ def forced(folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> list[st
 def _differences(folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> dict[str, list[str]]:
     """Part of the run -> what differs in it, parts without a difference left out."""
     trainer = read_json(folder / "trainer.json")
+    if lacking := [name for name in ("step", "config", "data", "model") if name not in trainer]:
+        rule = f"an older version wrote this checkpoint, without {', '.join(lacking)}"
+        remedy = "Go on with that version, or start in another run.directory."
+        raise RunError(describe(str(folder / "trainer.json"), sorted(trainer), rule, remedy))
     before = validate(RunConfig, trainer["config"], str(folder / "trainer.json"))
     found, now = trainer["data"], facts["data"]
     differences = {

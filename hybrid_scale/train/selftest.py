@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers.utils import is_flash_attn_2_available
 
-from hybrid_scale import dist, gpu
+from hybrid_scale import dist, gpu, versions
 from hybrid_scale.config import ModelSettings, RunConfig, validate
 from hybrid_scale.data.partition import Budget, Plan, partition
 from hybrid_scale.errors import RunError
@@ -43,11 +43,13 @@ class Finding:
 
 def report() -> str:
     """All checks on all ranks, for a person. Collective. Raises RunError that lists what is wrong."""
+    untried = versions.check(versions.TRIED)
     with tempfile.TemporaryDirectory() as name:
         _tiny_model(Path(name) / "model")
         mine = [collectives(), side_group(), network(), four_bits(), *attention(Path(name)), zero3_step(Path(name))]
     ranks = dist.gather_objects((socket.gethostname(), gpu.label(), mine))
-    lines = [f"rank {rank} ({host}): {label}" for rank, (host, label, _) in enumerate(ranks)]
+    lines = [f"warning: {warning}" for warning in untried]
+    lines += [f"rank {rank} ({host}): {label}" for rank, (host, label, _) in enumerate(ranks)]
     faults = []
     for number, finding in enumerate(mine):
         of_ranks = [findings[number] for _, _, findings in ranks]

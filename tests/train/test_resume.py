@@ -119,3 +119,10 @@ def test_other_data_or_another_base_model_is_refused(inputs, tmp_path):
         assert resume.check(folder, forced, facts) == 6
     finally:
         weights.write_bytes(content)
+
+
+@pytest.mark.parametrize(("kept", "lacking"), [((), "step, config, data, model"), (("step", "config", "data"), "model")])
+def test_a_checkpoint_of_an_older_version_is_told(inputs: Path, tmp_path: Path, kept: tuple[str, ...], lacking: str) -> None:
+    write_json(tmp_path / "trainer.json", dict.fromkeys(kept, 0))
+    with pytest.raises(RunError, match=f"trainer.json: .*an older version wrote this checkpoint, without {lacking}. Go on with"):
+        resume.check(tmp_path, config_in(inputs), {})
