@@ -153,7 +153,7 @@ class ModelSettings(Section):
     query_prompt: str = "Query: "
     passage_prompt: str = "Passage: "
     end_token: str | None = None
-    """Token appended to each text; null: the tokenizer's `eos_token`."""
+    """Token appended to each text; null: what the tokenizer itself appends, or its `eos_token` where it appends nothing."""
     gradient_checkpointing: bool = True
 
     @property

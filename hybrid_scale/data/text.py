@@ -1,7 +1,9 @@
 """Prompts, tokenizer, token-length tables, collation. Knows no batch composition and no model.
 
-A text becomes: the tokenizer's own begin token if it uses one, prompt + text, the end token. The cut for length is made
-before the end token, so that last-token pooling always reads it.
+A text becomes: the begin tokens that the tokenizer itself puts, prompt + text, the end tokens. These are `model.end_token` where
+the config names one, else those that the tokenizer itself puts, else the `eos_token`. A published embedding model was trained
+with its tokenizer's own: Qwen3-Embedding ends texts with `<|endoftext|>`, which isn't its `eos_token`. The cut for length is made
+before the end tokens, so that last-token pooling always reads the last of them.
 """
 
 import hashlib
@@ -32,18 +34,32 @@ class TextEncoder:
     prompts: dict[Role, str]
     max_tokens: dict[Role, int]
     begin: tuple[int, ...]
-    end: int
+    ends: tuple[int, ...]
+    """At least one."""
     digest: str
     """Names everything that a token length depends on."""
     packed: bool
     """How `collate` lays texts out: end to end, or padded."""
 
+    @property
+    def end(self) -> int:
+        """The last token of every text, which last-token pooling reads."""
+        return self.ends[-1]
+
+    def layout(self) -> str:
+        """What a text becomes, for a person, with a word where the tokenizer by itself ends texts otherwise."""
+        begin, ends = (" ".join(map(str, self.tokenizer.convert_ids_to_tokens(list(ids)))) for ids in (self.begin, self.ends))
+        own = own_tokens(self.tokenizer)[1]
+        theirs = " ".join(map(str, self.tokenizer.convert_ids_to_tokens(list(own)))) or "nothing"
+        note = "as the tokenizer itself does" if own == self.ends else f"the tokenizer itself ends texts with {theirs}"
+        return " ".join(part for part in (begin, "text", ends, f"({note})") if part)
+
     def encode(self, role: Role, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, at most `max_tokens[role]` of them, the last one always the end token."""
-        room = self.max_tokens[role] - len(self.begin) - 1
+        """Token ids of each text, at most `max_tokens[role]` of them, the last ones always the end tokens."""
+        room = self.max_tokens[role] - len(self.begin) - len(self.ends)
         prompted = [self.prompts[role] + text for text in texts]
         ids = self.tokenizer(prompted, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        return [[*self.begin, *row[:room], self.end] for row in ids]
+        return [[*self.begin, *row[:room], *self.ends] for row in ids]
 
     def collate(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
         """A micro-batch, on the CPU, in the order given; all int64.
@@ -78,15 +94,15 @@ def make_text_encoder(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> 
     settings = config.model
     prompts: dict[Role, str] = {"query": settings.query_prompt, "passage": settings.passage_prompt}
     limits: dict[Role, int] = {"query": config.data.max_query_tokens, "passage": config.data.max_passage_tokens}
-    end = _end_token(tokenizer, settings.end_token)
-    begin = _begin_tokens(tokenizer)
+    begin, own = own_tokens(tokenizer)
+    ends = own if own and settings.end_token is None else (_end_token(tokenizer, settings.end_token),)
     for role, limit in limits.items():
-        fixed = len(begin) + len(tokenizer(prompts[role], add_special_tokens=False)["input_ids"]) + 1
+        fixed = len(begin) + len(tokenizer(prompts[role], add_special_tokens=False)["input_ids"]) + len(ends)
         if limit <= fixed:
-            rule = f"prompt, begin and end token alone take {fixed} tokens"
+            rule = f"prompt, begin and end tokens alone take {fixed} tokens"
             raise ModelError(describe(f"data.max_{role}_tokens", limit, rule, "Raise it, or shorten the prompt."))
-    digest = _digest(tokenizer, prompts, limits, begin, end)
-    return TextEncoder(tokenizer, prompts, limits, begin, end, digest, settings.packed)
+    digest = _digest(tokenizer, prompts, limits, begin, _named(ends))
+    return TextEncoder(tokenizer, prompts, limits, begin, ends, digest, settings.packed)
 
 
 def _end_token(tokenizer: PreTrainedTokenizerBase, asked: str | None) -> int:
@@ -106,10 +122,16 @@ def _end_token(tokenizer: PreTrainedTokenizerBase, asked: str | None) -> int:
     return int(number)
 
 
-def _begin_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The begin-of-text token, if this tokenizer puts one in front of a text by itself."""
-    first = tokenizer("a")["input_ids"][:1]
-    return tuple(first) if tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id] else ()
+def own_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The special tokens that this tokenizer by itself puts before and behind a text. Raises ModelError: they can't be told."""
+    bare, whole = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return tuple(whole[:start]), tuple(whole[start + len(bare) :])
+    rule = "its begin and end tokens must stand before and behind the tokens of the text"
+    raise ModelError(
+        describe("tokenizer", tokenizer.convert_ids_to_tokens(whole), rule, "Take a tokenizer whose template does so.")
+    )
 
 
 def _digest(tokenizer: PreTrainedTokenizerBase, *settings: object) -> str:
@@ -120,7 +142,12 @@ def _digest(tokenizer: PreTrainedTokenizerBase, *settings: object) -> str:
 
 def role_digest(encoder: TextEncoder, role: Role) -> str:
     """Names everything that the token ids of a text of this role depend on."""
-    return _digest(encoder.tokenizer, encoder.prompts[role], encoder.max_tokens[role], encoder.begin, encoder.end)
+    return _digest(encoder.tokenizer, encoder.prompts[role], encoder.max_tokens[role], encoder.begin, _named(encoder.ends))
+
+
+def _named(ends: tuple[int, ...]) -> int | tuple[int, ...]:
+    """In a digest a single end token stands alone, as in those of earlier versions."""
+    return ends[0] if len(ends) == 1 else ends
 
 
 def length_table(folder: Path, name: str, texts: TextTable, role: Role, encoder: TextEncoder) -> np.ndarray:

@@ -142,7 +142,7 @@ def _settings(trained: Trained) -> list[tuple[str, str]]:
         "attention": model.attention,
         "query prompt": json.dumps(model.query_prompt, ensure_ascii=False),
         "passage prompt": json.dumps(model.passage_prompt, ensure_ascii=False),
-        "end token": trained.texts.tokenizer.convert_ids_to_tokens(trained.texts.end),
+        "end token": " ".join(map(str, trained.texts.tokenizer.convert_ids_to_tokens(list(trained.texts.ends)))),
         "longest query, passage (tokens)": f"{config.data.max_query_tokens}, {config.data.max_passage_tokens}",
         "weights in training": f"{model.dtype}, quantization: {model.quantization}",
         "LoRA": "none" if lora is None else f"rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, {lora.targets}",

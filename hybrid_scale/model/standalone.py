@@ -95,7 +95,7 @@ def _skeleton(config: PretrainedConfig) -> Any:
 
 
 def _write_tokenizer(texts: Texts, folder: Path) -> None:
-    """Our tokenizer, which cuts, then puts begin and end token by itself. Raises ModelError where its ids differ from ours."""
+    """Our tokenizer, which cuts, then puts begin and end tokens by itself. Raises ModelError where its ids differ from ours."""
     backend = getattr(texts.tokenizer, "backend_tokenizer", None)
     if backend is None:
         rule = "only a fast tokenizer can put the end token after the cut by itself"
@@ -106,7 +106,7 @@ def _write_tokenizer(texts: Texts, folder: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     for key in ("add_bos_token", "add_eos_token", "is_local", "local_files_only", "auto_map"):
         config.pop(key, None)
-    end = texts.tokenizer.convert_ids_to_tokens(texts.end)
+    end = texts.tokenizer.convert_ids_to_tokens(texts.ends[-1])
     config |= {
         "tokenizer_class": "PreTrainedTokenizerFast",  # classes of one model family rebuild the post-processor on loading
         "model_max_length": texts.max_tokens["passage"],
@@ -119,11 +119,10 @@ def _write_tokenizer(texts: Texts, folder: Path) -> None:
 
 
 def _template(texts: Texts) -> dict[str, Any]:
-    """Post-processor: begin token if used, text, end token; truncation leaves room for both."""
-    begin, end = texts.tokenizer.convert_ids_to_tokens(list(texts.begin)), texts.tokenizer.convert_ids_to_tokens(texts.end)
-    assert isinstance(begin, list)
-    pieces = [*zip(begin, texts.begin, strict=True), (str(end), texts.end)]
-    processor = TemplateProcessing(single=[*begin, "$A", str(end)], special_tokens=pieces)
+    """Post-processor: begin tokens if used, text, end tokens; truncation leaves room for all."""
+    begin, ends = (list(map(str, texts.tokenizer.convert_ids_to_tokens(list(ids)))) for ids in (texts.begin, texts.ends))
+    pieces = [*zip(begin, texts.begin, strict=True), *zip(ends, texts.ends, strict=True)]
+    processor = TemplateProcessing(single=[*begin, "$A", *ends], special_tokens=list(dict(pieces).items()))
     return dict(json.loads(processor.__getstate__()))
 
 

@@ -111,6 +111,7 @@ def describe_run(settled: Settled, data: TrainingData, world: int) -> str:
         "padding, first steps": f"{1 - real / sum(step.plan.padded_tokens for step in first):.1%}",
         "lock-step efficiency, first steps": f"{real / sum(step.plan.lockstep_tokens for step in first):.1%}",
         "tokens embedded twice, first steps": f"{sum(s.plan.recomputed_tokens for s in first) / real:.1%}",
+        "a text's tokens": data.encoder.layout(),
         "texts cut to the limit": _cut_share(config, data),
         "parameters": f"{counts.total:,} ({counts.quantised:,} in 4 bits), {counts.trained:,} trained",
         **{f"bytes a rank: {name}": f"{value:,.0f}" for name, value in size.items()},

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from hybrid_scale.data.prepared import Pairs
@@ -80,5 +81,43 @@ def test_an_end_token_outside_the_vocabulary_is_refused(folder):
 
 
 def test_a_limit_below_the_prompt_is_refused(folder):
-    with pytest.raises(ModelError, match="prompt, begin and end token alone take"):
+    with pytest.raises(ModelError, match="prompt, begin and end tokens alone take"):
         load_text_encoder(make_config(folder, data={"max_query_tokens": 4}, model={"query_prompt": "a long prompt for this: "}))
+
+
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>")
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "asked", "begin", "ends"),
+    [
+        ("$A <|endoftext|>", "<|im_end|>", None, "", "<|endoftext|>"),
+        ("$A", "<|im_end|>", None, "", "<|im_end|>"),
+        ("<s> <|im_start|> $A", "</s>", None, "<s> <|im_start|>", "</s>"),
+        ("<s> $A </s> <|endoftext|>", "</s>", None, "<s>", "</s> <|endoftext|>"),
+        ("<s> $A </s>", "<|im_end|>", "<|im_end|>", "<s>", "<|im_end|>"),
+        ("$A </s>", None, None, "", "</s>"),
+    ],
+    ids=["Qwen3-Embedding", "Qwen3", "two begin tokens", "two end tokens", "asked for another", "no eos_token"],
+)
+def test_the_tokens_around_a_text_are_the_tokenizers_own(folder, template, eos, asked, begin, ends):
+    """As the tokenizer's own template has them, cut included; the layout is told."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIALS)})
+    tokenizer.eos_token = eos
+    pieces = [(name, tokenizer.convert_tokens_to_ids(name)) for name in SPECIALS]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=pieces)
+    config = make_config(folder, data={"max_query_tokens": 12}, model={"query_prompt": "", "end_token": asked})
+    encoder = make_text_encoder(tokenizer, config)
+    tokens = lambda ids: " ".join(tokenizer.convert_ids_to_tokens(list(ids)))  # noqa: E731
+    assert (tokens(encoder.begin), tokens(encoder.ends), tokens([encoder.end])) == (begin, ends, ends.split()[-1])
+    short, long = encoder.encode("query", ["g1", "g1 " * 50])
+    assert len(long) == 12
+    for row in (short, long):
+        assert row[: len(encoder.begin)] == list(encoder.begin)
+        assert row[-len(encoder.ends) :] == list(encoder.ends)
+    if asked is None and "$A " in template:
+        assert long == tokenizer("g1 " * 50, truncation=True, max_length=12)["input_ids"]
+    assert encoder.layout().startswith(f"{begin} text {ends} (".lstrip())
+    said = "the tokenizer itself ends texts with </s>" if asked else "as the tokenizer itself does"
+    assert said in encoder.layout() or template.endswith("$A")
