@@ -151,6 +151,41 @@ def test_miracl_and_mr_tydi_by_name_from_mtebs_layout(tmp_path: Path) -> None:
     assert check(mr_tydi.read(path, ("sw",)), "sw", "sw:") == []
 
 
+def test_mtebs_own_loader_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids, texts and grades of every layout that mteb's loader takes, and of typed columns."""
+    import datasets
+    from mteb.abstasks.retrieval_dataset_loaders import RetrievalDatasetLoader
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    typed = {
+        "corpus": [{"_id": n, "title": "" if n % 2 else f"T{n}", "text": f"text {n}"} for n in range(6)],
+        "queries": [{"_id": n, "text": f"query {n}"} for n in range(4)],
+        "qrels": [{"query-id": n % 3, "corpus-id": n, "score": float(n % 2)} for n in range(6)],
+    }
+    named = renamed(typed["corpus"], _id="id"), renamed(typed["queries"], _id="id")
+    as_text = [{key: str(int(value)) for key, value in row.items()} for row in typed["qrels"]]
+    layouts = [
+        (mteb(corpus=typed["corpus"], queries=typed["queries"], default=typed["qrels"]), None),
+        (mteb(corpus=[row | {"id": str(row["id"])} for row in named[0]], queries=typed["queries"], default=as_text), None),
+        ({("corpus", "dev"): typed["corpus"], ("query", "x"): typed["queries"], ("qrels", "dev"): typed["qrels"]}, None),
+        ({(f"sw-{table}", "test"): rows for table, rows in typed.items()}, "sw"),
+    ]
+    for number, (tables, config) in enumerate(layouts):
+        path = data_set(tmp_path / str(number), tables)
+        theirs = RetrievalDatasetLoader(path, revision=None, config=config).load()  # type: ignore[arg-type]
+        ours = list(retrieval(path, config=config or ""))
+        assert not [record for record in ours if isinstance(record, Bad)]
+        passages = {p.id: p.text for p in ours if isinstance(p, Passage)}
+        assert passages == {row["id"]: f"{row['title']} {row['text']}".strip() for row in theirs["corpus"]}
+        assert [(q.id, q.text) for q in ours if isinstance(q, Query)] == [(row["id"], row["text"]) for row in theirs["queries"]]
+        qrels: dict[str, dict[str, int]] = {}
+        for one in ours:
+            if isinstance(one, Judgment):
+                qrels.setdefault(one.query, {})[one.passage] = one.score
+        assert qrels == theirs["relevant_docs"]
+        assert len(qrels) == 3
+
+
 # ------------------------------------------------------------------------------------------------------------------- BeIR
 
 
