@@ -105,10 +105,10 @@ def claims(family: Family, collected: Collected, comparisons: Sequence[Compariso
     found = [
         claim for name, metric in _metrics(family, collected) for claim in _claims(family, collected, comparisons, name, metric)
     ]
-    return _adjusted(found)
+    return adjusted(found)
 
 
-def _adjusted(found: Sequence[Claim]) -> list[Claim]:
+def adjusted(found: Sequence[Claim]) -> list[Claim]:
     """Both kinds of p after Holm; an untested claim counts with p = 1."""
     differ = holm([1.0 if claim.p is None else claim.p for claim in found])
     within = holm([claim.both.p_within(claim.margin) if claim.both and claim.margin else 1.0 for claim in found])
@@ -144,9 +144,10 @@ def _claims(family: Family, collected: Collected, comparisons: Sequence[Comparis
                 if (each.task, each.series, each.arm, each.rival, each.metric.key) == (task, series, family.arm, rival, metric)
             }
             facts = (task, series, family.arm, rival, METRICS[metric])
-            yield _difference(facts, larger, known.get(larger.model))
+            yield difference(facts, larger.model, larger.size, known.get(larger.model))
             if smaller is not None:
-                yield _change(facts, (smaller, larger), (known.get(smaller.model), known.get(larger.model)), family.margin)
+                names, sizes = (smaller.model, larger.model), (smaller.size, larger.size)
+                yield change(facts, names, sizes, (known.get(smaller.model), known.get(larger.model)), family.margin)
 
 
 def contrasted(family: Family, members: Sequence[Arm]) -> tuple[Arm | None, Arm | None]:
@@ -161,32 +162,42 @@ def contrasted(family: Family, members: Sequence[Arm]) -> tuple[Arm | None, Arm 
     return None, next(iter(by_model.values()), None)
 
 
-_Facts = tuple[str, str, str, str, Metric]
+Facts = tuple[str, str, str, str, Metric]
+"""Of a claim: task, series, arm, rival, metric."""
 
 
-def _difference(facts: _Facts, larger: Arm, known: Comparison | None) -> Claim:
-    claim = Claim("difference", *facts, (larger.model,), (larger.size,))
+def difference(facts: Facts, model: str, size: float | None, known: Comparison | None) -> Claim:
+    """The claim at one size; `known`: the comparison there, None where no seed of both arms is finished."""
+    claim = Claim("difference", *facts, (model,), (size,))
     if known is None:
-        return replace(claim, levels=(None,), refusal=_unfinished(facts, [larger.model]))
+        return replace(claim, levels=(None,), refusal=_unfinished(facts, [model]))
     claim = replace(claim, levels=(known.level,), margin=known.margin)
     return (
         replace(claim, both=known.both) if known.both else replace(claim, refusal=known.refusal or few_seeds(known.seeds.count))
     )
 
 
-def _change(facts: _Facts, pair: tuple[Arm, Arm], known: tuple[Comparison | None, Comparison | None], margin: float) -> Claim:
-    names, sizes = tuple(arm.model for arm in pair), tuple(arm.size for arm in pair)
+def change(
+    facts: Facts,
+    models: tuple[str, str],
+    sizes: tuple[float | None, float | None],
+    known: tuple[Comparison | None, Comparison | None],
+    margin: float,
+) -> Claim:
+    """The claim of a change from the first to the second of `models`; `margin`: share of the rival's score."""
     levels = tuple(each.level if each else None for each in known)
-    claim = Claim("change", *facts, names, sizes, levels)
+    claim = Claim("change", *facts, models, sizes, levels)
     first, second = known
     if first is None or second is None:
-        return replace(claim, refusal=_unfinished(facts, [name for name, each in zip(names, known, strict=True) if each is None]))
+        return replace(
+            claim, refusal=_unfinished(facts, [name for name, each in zip(models, known, strict=True) if each is None])
+        )
     both, refusal = contrast([first, second], np.array([-1.0, 1.0]))
     shown = [level for level in levels if level]
     return replace(claim, both=both, refusal=refusal, margin=margin_of(shown, margin) if len(shown) == 2 else None)
 
 
-def _unfinished(facts: _Facts, models: Sequence[str]) -> str:
+def _unfinished(facts: Facts, models: Sequence[str]) -> str:
     task, _, arm, rival, metric = facts
     return f"no seed of {arm} and {rival} has finished with {metric.label} on {task} at {' and '.join(models)}"
 
