@@ -149,8 +149,8 @@ def fronts(key: str, points: Sequence[Priced], cost: str, unit: str, look: Mappi
         axes.set(xlabel=unit + (" (logarithmic)" if wide else ""), ylabel=f"{metric.label}  (better \N{RIGHTWARDS ARROW})")
         axes.margins(x=0.08, y=0.14)
         _name_fronts(axes, shown, place, cost, look, many)
-        caption = "Filled: on the front. Hollow: behind it, but the interval reaches it. Grey: behind it."
-        caption += " Bars: BCa intervals of 95 %." if any(p.interval for p in shown) else " No intervals: no single queries."
+        caption = "Filled: on the front. Hollow: not shown to be worse than the best that costs no more, paired. Grey: worse."
+        caption += " Bars: intervals of 95 %." if any(p.interval for p in shown) else " No intervals: no single queries."
         drawn = svg.inline(figure, key, title, caption)
     rows = [
         {"model": p.model, "arm": p.arm, metric.key: p.quality, cost: getattr(p, cost), "place": getattr(p, place)}

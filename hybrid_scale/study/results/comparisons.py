@@ -141,12 +141,12 @@ def _pairs(task: str, every: Sequence[Arm], family: Family) -> Iterator[_Pair]:
     for hybrid, rival in _opponents(every, family):
         for key in keys:
             if key in hybrid.scores and key in rival.scores:
-                pair = _Pair(task, hybrid, rival, METRICS[key], _chance(every, hybrid.group, key))
+                pair = _Pair(task, hybrid, rival, METRICS[key], seed_chance(every, hybrid.group, key))
                 if pair.seeds:
                     yield pair
 
 
-def _chance(every: Sequence[Arm], group: str, key: str) -> SeedChance | None:
+def seed_chance(every: Sequence[Arm], group: str, key: str) -> SeedChance | None:
     """Between the seeds of one arm, from all arms of the group."""
     members = [arm for arm in every if arm.group == group and key in arm.scores]
     return SeedChance.pooled([list(arm.scores[key].by_seed.values()) for arm in members])

@@ -7,17 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from hybrid_scale.errors import HybridScaleError
 from hybrid_scale.runs import RunDirectory
-from hybrid_scale.statistics import Interval, bootstrap
+from hybrid_scale.statistics import Interval, bootstrap, sign_flip_test
 from hybrid_scale.study.results.collect import Collected
+from hybrid_scale.study.results.comparisons import interval_of, seed_chance
+from hybrid_scale.study.results.crossed import SeedChance, clusters_of, crossed, parts_of
 from hybrid_scale.study.results.fits import PowerLaw, power_law
-from hybrid_scale.study.results.pairing import linear
 from hybrid_scale.study.results.pareto import Place, Point, places
 from hybrid_scale.study.results.queries import clusters, read_queries
 from hybrid_scale.study.results.scores import METRICS, Arm, Metric, arms, crosses_languages, tasks
+from hybrid_scale.study.results.verdicts import ALPHA
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,13 @@ class Priced:
     metric: Metric
     quality: float
     interval: Interval | None
-    """Of one seed's single queries (the first finished); None where their table is missing."""
+    """Of questions and seeds, below FEWEST_SEEDS seeds of questions alone; None where single queries are missing."""
     device_hours: float | None
     peak_gib: float | None
     by_hours: Place | None = None
     by_memory: Place | None = None
+    """Place among all points of the task. "overlaps the front": paired by question and seed, it isn't shown to be
+    worse than the best that costs no more."""
 
 
 def priced(collected: Collected, directories: Mapping[str, Path]) -> list[Priced]:
@@ -92,47 +97,81 @@ def priced(collected: Collected, directories: Mapping[str, Path]) -> list[Priced
     return [each for task in tasks(collected) for each in _priced(collected, task, directories)]
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """An arm's shares of its mean score by question (rows) and seed (columns); None: single queries are missing."""
+
+    arm: Arm
+    shares: pd.DataFrame | None
+    chance: SeedChance | None
+    """Of one arm's score between seeds, from all arms of the model."""
+
+
 def _priced(collected: Collected, task: str, directories: Mapping[str, Path]) -> Iterator[Priced]:
     every = [arm for arm in arms(collected, task) if arm.scores]
     metric = METRICS["multi_map" if crosses_languages(every) else "ndcg@10"]
     done = collected.runs[collected.runs["status"] == "done"]
-    measured = [arm for arm in every if metric.key in arm.scores]
-    found = [_price(task, arm, metric, done, directories) for arm in measured]
-    hours, memory = _placed(found, "device_hours"), _placed(found, "peak_gib")
+    measured = [
+        _Measured(arm, _shares(task, arm, metric, directories), seed_chance(every, arm.group, metric.key))
+        for arm in every
+        if metric.key in arm.scores
+    ]
+    found = [_price(task, each, metric, done) for each in measured]
+    hours, memory = (_placed(found, measured, cost) for cost in ("device_hours", "peak_gib"))
     for position, each in enumerate(found):
         yield replace(each, by_hours=hours.get(position), by_memory=memory.get(position))
 
 
-def _price(task: str, arm: Arm, metric: Metric, done: pd.DataFrame, directories: Mapping[str, Path]) -> Priced:
+def _price(task: str, measured: _Measured, metric: Metric, done: pd.DataFrame) -> Priced:
+    arm = measured.arm
     rows = done[(done["arm"] == arm.name) & (done["group"] == arm.group)]
     hours, memory = rows["device_hours"].dropna(), rows["peak_gib"].dropna()
-    mean = arm.scores[metric.key].mean
-    interval = _interval(task, arm, metric, directories, mean)
     cost = (None if hours.empty else float(hours.mean()), None if memory.empty else float(memory.max()))
-    return Priced(task, arm.model, arm.name, metric, mean, interval, *cost)
+    return Priced(task, arm.model, arm.name, metric, arm.scores[metric.key].mean, _interval(measured), *cost)
 
 
-def _interval(task: str, arm: Arm, metric: Metric, directories: Mapping[str, Path], mean: float) -> Interval | None:
-    """As wide as that of the first seed whose single queries are there, around the mean of all seeds."""
+def _shares(task: str, arm: Arm, metric: Metric, directories: Mapping[str, Path]) -> pd.DataFrame | None:
+    columns: dict[int, pd.Series] = {}
     for seed in arm.scores[metric.key].by_seed:
         file = RunDirectory(directories[arm.run_of[seed]]).evaluation_file(task).with_suffix(".parquet")
         try:
             values = read_queries(file).values(metric.key) if file.exists() else None
-            found = clusters(values) if values is not None else None
         except HybridScaleError:
             continue
-        if found is not None and len(found) > 1:
-            own = bootstrap(linear(found))
-            moved = mean - own.estimate
-            return Interval(mean, own.low + moved, own.high + moved, own.level, own.clusters, own.method)
-    return None
+        known = values.dropna(subset=["value"]) if values is not None else None
+        if known is not None and (found := clusters(known)) is not None:
+            columns[seed] = pd.Series(parts_of(found), index=np.unique(known["cluster"].to_numpy()))
+    return pd.DataFrame(columns).dropna() if columns else None
 
 
-def _placed(found: Sequence[Priced], cost: str) -> dict[int, Place]:
+def _interval(measured: _Measured) -> Interval | None:
+    if measured.shares is None or len(measured.shares) < 2:
+        return None
+    cells = measured.shares.to_numpy().T
+    both = crossed(cells, measured.chance)
+    return interval_of(both) if both else bootstrap(clusters_of(cells.mean(0)))
+
+
+def _placed(found: Sequence[Priced], measured: Sequence[_Measured], cost: str) -> dict[int, Place]:
     """Place of each that has this cost, by its position."""
-    known = [(position, each, getattr(each, cost)) for position, each in enumerate(found) if getattr(each, cost) is not None]
-    points = [
-        Point(each.arm, each.quality, price, *((each.interval.low, each.interval.high) if each.interval else ()))
-        for _, each, price in known
-    ]
-    return dict(zip([position for position, _, _ in known], places(points), strict=True))
+    known = [position for position, each in enumerate(found) if getattr(each, cost) is not None]
+    points = [Point(found[n].arm, found[n].quality, getattr(found[n], cost)) for n in known]
+    return dict(zip(known, places(points, lambda one, other: _worse(measured[known[one]], measured[known[other]])), strict=True))
+
+
+def _worse(one: _Measured, other: _Measured) -> bool:
+    """Whether `one` is shown to be worse, question by question and seed by seed.
+
+    Where they can't be paired, the means alone have said so.
+    """
+    if one.shares is None or other.shares is None or set(one.shares.index) != set(other.shares.index):
+        return True
+    seeds = [seed for seed in one.shares if seed in other.shares]
+    if not seeds or len(one.shares) < 2:
+        return True
+    cells = (one.shares[seeds] - other.shares.loc[one.shares.index, seeds]).to_numpy().T
+    same = one.arm.group == other.arm.group and one.chance is not None
+    chance = one.chance.of_difference() if same and one.chance else SeedChance.combined([one.chance, other.chance], [1, -1])
+    both = crossed(cells, chance)
+    p = both.p if both else sign_flip_test(clusters_of(cells.mean(0))).p
+    return p <= ALPHA and float(cells.sum()) < 0

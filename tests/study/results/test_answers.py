@@ -4,6 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from hybrid_scale.runs import RunDirectory, read_json, write_json
 from hybrid_scale.statistics import Interval, bootstrap, seed_spread
 from hybrid_scale.statistics import Test as Paired
 from hybrid_scale.study.grid import Plan
@@ -12,11 +13,12 @@ from hybrid_scale.study.results.collect import collect
 from hybrid_scale.study.results.comparisons import Comparison
 from hybrid_scale.study.results.crossed import Crossed
 from hybrid_scale.study.results.fits import power_law
+from hybrid_scale.study.results.pairing import linear
 from hybrid_scale.study.results.queries import clusters, read_queries
 from hybrid_scale.study.results.scaling import Law, Priced, laws, priced
 from hybrid_scale.study.results.scores import METRICS
 from hybrid_scale.study.results.trends import trends
-from tests.study.fabricate import scaled
+from tests.study.fabricate import means_of, save_queries, scaled, single_queries
 
 NO_RUNS = pd.DataFrame(columns=["gpu", "predicted_step_seconds", "median_step_seconds", "predicted_gib", "peak_gib"])
 
@@ -131,11 +133,28 @@ def test_costs_and_places_of_a_study(study: Plan) -> None:
     first = found[0]
     assert first.device_hours == pytest.approx((0.5 + 0.4 * 0.5) * 20 * 8 / 3600)
     assert first.peak_gib == pytest.approx(1.0 + 0.9 * 0.5)
-    file: Path = study.runs[0].directory / "eval" / "xquad_r.parquet"
-    values = read_queries(file).values("multi_map")
+    values = read_queries(study.runs[0].directory / "eval" / "xquad_r.parquet").values("multi_map")
     assert values is not None
     questions = clusters(values)
     assert questions is not None
-    own = bootstrap(questions)
+    own = bootstrap(linear(questions))
     assert first.interval is not None
     assert (first.interval.low, first.interval.high) == (pytest.approx(own.low), pytest.approx(own.high))
+
+
+@pytest.mark.parametrize(("less", "place"), [(0.02, "behind the front"), (0.0003, "overlaps the front")])
+def test_a_front_is_judged_by_the_paired_difference(tmp_path: Path, less: float, place: str) -> None:
+    """Marginal intervals hold how hard questions are and overlap both times; the difference on each question tells."""
+    plan = scaled(tmp_path, models=["7B"], questions=30)
+    for run in plan.runs:
+        if run.arm != "hybrid":
+            table = single_queries(30, 7, (0.02, 0.06, 0.05 - less if run.arm == "mono" else 0.0), run.seed)
+            save_queries(RunDirectory(run.directory), "xquad_r", table)
+            content = read_json(RunDirectory(run.directory).evaluation_file("xquad_r")) | {"metrics": means_of(table)}
+            write_json(RunDirectory(run.directory).evaluation_file("xquad_r"), content)
+    found = {each.arm: each for each in priced(collect(plan), {run.id: run.directory for run in plan.runs})}
+    other, best = sorted((found["mono"], found["hybrid"]), key=lambda each: each.quality)
+    assert best.interval is not None
+    assert other.interval is not None
+    assert other.interval.high > best.interval.low, "the intervals overlap"
+    assert (best.by_hours, other.by_hours) == ("on the front", place)

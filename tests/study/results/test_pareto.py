@@ -4,19 +4,27 @@ from hybrid_scale.study.results.pareto import Point, front, places
 
 
 def test_a_front_worked_by_hand() -> None:
+    """What is shown to be worse than what: "worse for the same" than "dear and best", "just under" isn't."""
     points = [
-        Point("cheap", 0.50, 1, 0.48, 0.52),
-        Point("dear and best", 0.70, 10, 0.68, 0.72),
-        Point("worse for the same", 0.66, 10, 0.64, 0.695),
-        Point("overlaps", 0.69, 12, 0.67, 0.71),
-        Point("middle", 0.60, 5, 0.58, 0.62),
-        Point("just reaches", 0.45, 2, 0.40, 0.50),
-        Point("no interval", 0.59, 6),
+        Point("cheap", 0.50, 1),
+        Point("dear and best", 0.70, 10),
+        Point("worse for the same", 0.66, 10),
+        Point("just under", 0.69, 12),
+        Point("middle", 0.60, 5),
+        Point("under cheap", 0.45, 2),
     ]
-    assert places(points) == [
+    asked: list[tuple[str, str]] = []
+
+    def worse(one: int, other: int) -> bool:
+        asked.append((points[one].name, points[other].name))
+        return points[one].name != "just under"
+
+    assert places(points, worse) == [
         *("on the front", "on the front", "behind the front", "overlaps the front"),
-        *("on the front", "overlaps the front", "behind the front"),
+        *("on the front", "behind the front"),
     ]
+    best = [("worse for the same", "dear and best"), ("just under", "dear and best"), ("under cheap", "cheap")]
+    assert asked == best, "each against the best that costs no more"
     assert [point.name for point in front(points)] == ["cheap", "middle", "dear and best"]
 
 
