@@ -10,6 +10,8 @@ from typing import Literal
 import pandas as pd
 
 NOTHING = "\N{EN DASH}"
+MARK = " \N{DAGGER}"
+"""Behind a number about which something must be said."""
 NUMBER = re.compile(r"[<+-]? ?[\d.,]+ ?[%BMk]?(?: \N{DAGGER})?|\[[-+.\d, ]+\]|\d+: \[[-+.\d, ]+\]")
 
 Tone = Literal["", "good", "bad", "open", "plain"]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from hybrid_scale.study.grid import Plan, plan_study
-from tests.study.fabricate import write_study
+from tests.study.fabricate import Known, known_truth, write_study
 from tests.study.jobs.clusters import NOTES
 from tests.study.jobs.fakeslurm import ARMS, MODELS, FakeSlurm
 from tests.test_floors import ROOT
@@ -24,6 +24,12 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 def plan(tmp_path: Path) -> Plan:
     """Two arms on one model, scored on a set after the training."""
     return plan_study(write_study(tmp_path, arms=ARMS, seeds=[0], models=MODELS, evaluate=["data/nq"], site={}))
+
+
+@pytest.fixture(scope="session")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
+    """The study of known truth, judged once for all tests."""
+    return Known.of(known_truth(tmp_path_factory.mktemp("truth")))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

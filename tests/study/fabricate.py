@@ -17,6 +17,9 @@ from pyarrow import parquet
 
 from hybrid_scale.runs import RunDirectory, write_json
 from hybrid_scale.study.grid import Plan, PlannedRun, plan_study
+from hybrid_scale.study.results.collect import Collected, collect
+from hybrid_scale.study.results.comparisons import Comparison, compare
+from hybrid_scale.study.results.primary import Claim, claims, sorted_out
 
 BASE: dict[str, Any] = {
     "data": {"train": "data/pairs", "evaluate": ["data/xquad_r"]},
@@ -225,6 +228,23 @@ def known_truth(
             write_json(directory.evaluation_file(name), content)
         directory.set_status("done")
     return plan
+
+
+@dataclass(frozen=True)
+class Known:
+    """A plan with what its runs say."""
+
+    plan: Plan
+    collected: Collected
+    claims: list[Claim]
+    comparisons: list[Comparison]
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Known":
+        collected = collect(plan)
+        compared = compare(collected, {run.id: run.directory for run in plan.runs}, plan.family)
+        found = claims(plan.family, collected, compared)
+        return cls(plan, collected, found, sorted_out(compared, found))
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybrid_scale.pages.parts import NOTHING, Cell, Plot, Row, Table
+from hybrid_scale.pages.parts import MARK, NOTHING, Cell, Plot, Row, Table
 from hybrid_scale.study.grid import Plan
 from hybrid_scale.study.report import words
-from hybrid_scale.study.report.scores_table import Column, Reference, scores_table
+from hybrid_scale.study.report.scores_table import Column, scores_table
 from hybrid_scale.study.report.trade_off_plot import trade_off
+from hybrid_scale.study.results.choice import choose
 from hybrid_scale.study.results.collect import Collected
 from hybrid_scale.study.results.frames import claims_frame
-from hybrid_scale.study.results.headline import Beside, answer, asked, warnings_first
+from hybrid_scale.study.results.headline import Beside, answer, answer_of_pilot, asked, warnings_first
 from hybrid_scale.study.results.primary import Claim
+from hybrid_scale.study.results.references import Reference
 from hybrid_scale.study.results.scores import Arm, Metric, arms, headline_metrics, tasks
 from hybrid_scale.study.results.trade_off import standings
 
@@ -64,9 +66,9 @@ def first(
     used = dict.fromkeys(pair.difference.metric for pair in asked(claims, kinds))
     others = [column.metric for column in columns if column.metric not in used]
     return First(
-        caution=getattr(plan, "caution", ""),
-        below=tuple(warnings_first(list(_beside(shown, columns, stand_beside)))),
-        answer=answer(plan.family, claims, kinds, bool(plan.config.models)),
+        caution=plan.caution,
+        below=tuple(warnings_first(list(_beside(shown, columns, stand_beside)), flags, plan.family.arm)),
+        answer=_answer(plan, collected, claims, kinds, flags),
         answered_with=tuple(words.of_metrics(used)),
         figure=_figure(plan, by_task, references),
         words=(
@@ -80,6 +82,13 @@ def first(
         scores=scores_table("scores-first", title, columns, shown, stand_beside) if known else None,
         scores_title=title,
     )
+
+
+def _answer(plan: Plan, collected: Collected, claims: Sequence[Claim], kinds: Mapping[str, str], flags: Mapping[str, str]) -> str:
+    """Of a pilot, what it chose; of any other study, what its primary family says."""
+    if plan.config.choose is not None:
+        return answer_of_pilot(choose(plan, collected), plan.config.choose)
+    return answer(plan.family, claims, kinds, flags, bool(plan.config.models))
 
 
 def _columns(claims: Sequence[Claim], by_task: Mapping[str, Sequence[Arm]]) -> Iterator[tuple[str, Metric]]:
@@ -164,8 +173,7 @@ def _claim(claim: Claim | None, flag: str) -> Cell:
     places = claim.metric.decimals
     interval = f"[{claim.interval[0]:+.{places}f}, {claim.interval[1]:+.{places}f}]" if claim.interval else ""
     shown = NOTHING if claim.estimate is None else f"{claim.estimate:+.{places}f}"
-    mark = " \N{DAGGER}" if flag else ""
-    return Cell(f"{shown}{mark}", verdict=claim.outcome, tone=words.TONES[claim.outcome], detail=interval)
+    return Cell(f"{shown}{MARK if flag else ''}", verdict=claim.outcome, tone=words.TONES[claim.outcome], detail=interval)
 
 
 def _rule(plan: Plan, claims: Sequence[Claim]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from hybrid_scale.errors import HybridScaleError
 from hybrid_scale.pages import svg
 from hybrid_scale.pages.page import MOST_BYTES, csv_link, template
-from hybrid_scale.pages.parts import Plot, Table
+from hybrid_scale.pages.parts import MARK, Plot, Table
 from hybrid_scale.runs import RunDirectory, atomic_path, read_json, write_text
 from hybrid_scale.statistics import FEWEST_SEEDS, RESAMPLES
 from hybrid_scale.study.family import BEIR
@@ -23,7 +23,7 @@ from hybrid_scale.study.grid import Plan, PlannedRun, flat
 from hybrid_scale.study.report import figures, predictions, tables, words
 from hybrid_scale.study.report.first import first
 from hybrid_scale.study.report.plots import Look, looks
-from hybrid_scale.study.report.scores_table import Column, Reference, scores_table, untrained_references
+from hybrid_scale.study.report.scores_table import Column, scores_table
 from hybrid_scale.study.results import frames
 from hybrid_scale.study.results.answers import answers
 from hybrid_scale.study.results.choice import write_chosen
@@ -31,8 +31,9 @@ from hybrid_scale.study.results.collect import Collected, collect, strangers, wa
 from hybrid_scale.study.results.comparisons import Comparison, cautions, compare
 from hybrid_scale.study.results.fits import FARTHEST, FEWEST_SIZES
 from hybrid_scale.study.results.primary import Claim, claims, sorted_out
+from hybrid_scale.study.results.references import Reference, in_domain, references
 from hybrid_scale.study.results.scaling import Law, Priced, laws, priced
-from hybrid_scale.study.results.scores import arms, headline_metrics, tasks, untrained
+from hybrid_scale.study.results.scores import arms, headline_metrics, tasks
 from hybrid_scale.study.results.trends import Trend, trends
 from hybrid_scale.study.results.verdicts import ALPHA, Outcome
 
@@ -118,10 +119,10 @@ def report(plan: Plan) -> Path:
 def render(plan: Plan, collected: Collected, judged: Judged | None = None) -> str:
     judged = judged or Judged.of(plan, collected)
     look, runs = looks(plan.arms), collected.runs
-    start = {task: untrained(collected, task) for task in tasks(collected)}
-    references = untrained_references(start)
-    flags: dict[str, str] = {}
-    details = [_task(plan, collected, judged, references, flags, name, look) for name in _shown(plan, collected)]
+    stand_beside, faults = references(plan, collected)
+    domains = in_domain(plan, collected)
+    flags = dict.fromkeys(domains, "in-domain")
+    details = [_task(plan, collected, judged, stand_beside, flags, name, look) for name in _shown(plan, collected)]
     drawn = {f"{where}:{task.name}": plots for task in details for where, plots in task.figures.items()}
     drawn |= {"forecast": figures.forecasts(runs, look), "training": figures.training(collected, look)}
     said = answers(runs, judged.comparisons, judged.trends, judged.laws, judged.points)
@@ -130,11 +131,13 @@ def render(plan: Plan, collected: Collected, judged: Judged | None = None) -> st
         "source": plan.source,
         "directory": str(plan.directory),
         "written": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "first": first(plan, collected, judged.claims, references, flags),
+        "first": first(plan, collected, judged.claims, stand_beside, flags),
         "runs": tables.plain(runs),
         "models": tuple(dict.fromkeys(run.model for run in plan.runs if run.model)),
         "counts": Counter(runs["status"]),
         "warnings": warnings(runs),
+        "faults": faults,
+        "domains": domains,
         "checks": plan.checks,
         "strangers": strangers(plan),
         "seeds": plan.config.seeds,
@@ -194,7 +197,7 @@ def _task(
     plan: Plan,
     collected: Collected,
     judged: Judged,
-    references: Sequence[Reference],
+    stand_beside: Sequence[Reference],
     flags: Mapping[str, str],
     name: str,
     look: Mapping[str, Look],
@@ -204,17 +207,18 @@ def _task(
     key = "set-" + str(tasks(collected).index(name))
     here = judged.on(name)
     gpu = bool(collected.runs["gpu"].any())
+    mark = MARK if name in flags else ""
     columns = [Column(name, metric, flags.get(name, "")) for metric in metrics]
     return Task(
         name=name,
         about=_about(plan, name),
-        scores=scores_table(f"{key}-scores", f"Scores on {name}", columns, {name: found}, references),
-        compared=_compared(plan, key, here.comparisons) if here.comparisons else None,
+        scores=scores_table(f"{key}-scores", f"Scores on {name}", columns, {name: found}, stand_beside),
+        compared=_compared(plan, key, here.comparisons, mark) if here.comparisons else None,
         cautions=tuple(cautions(here.comparisons, found)),
         predicted=predictions.predicted(name, found),
-        turned=tables.trend_table(f"{key}-turned", here.trends) if here.trends else None,
-        fitted=tables.law_table(f"{key}-fitted", here.laws) if here.laws else None,
-        costs=tables.cost_table(f"{key}-costs", here.points, gpu) if here.points else None,
+        turned=tables.trend_table(f"{key}-turned", here.trends, mark) if here.trends else None,
+        fitted=tables.law_table(f"{key}-fitted", here.laws, mark) if here.laws else None,
+        costs=tables.cost_table(f"{key}-costs", here.points, gpu, mark) if here.points else None,
         figures={
             "size": figures.by_size(key, here.comparisons, look),
             "laws": figures.over_size(key, here.laws, look),
@@ -225,10 +229,10 @@ def _task(
     )
 
 
-def _compared(plan: Plan, key: str, every: Sequence[Comparison]) -> Table:
+def _compared(plan: Plan, key: str, every: Sequence[Comparison], mark: str) -> Table:
     """As many rows as the page shows: where there are more, those of the primary family's arm first."""
     first = every if len(every) <= MOST_ROWS else sorted(every, key=lambda each: each.arm != plan.family.arm)
-    return tables.comparison_table(f"{key}-compared", first[:MOST_ROWS], every)
+    return tables.comparison_table(f"{key}-compared", first[:MOST_ROWS], every, mark)
 
 
 def _about(plan: Plan, task: str) -> str:

@@ -6,10 +6,11 @@ Formats numbers; computes none. Knows no HTML.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hybrid_scale.pages.parts import NOTHING, Cell, Row, Table
+from hybrid_scale.pages.parts import MARK, NOTHING, Cell, Row, Table
 from hybrid_scale.study.results import frames
 from hybrid_scale.study.results.answers import in_words
-from hybrid_scale.study.results.scores import Arm, Metric, Score
+from hybrid_scale.study.results.references import Reference
+from hybrid_scale.study.results.scores import Arm, Metric
 
 
 @dataclass(frozen=True)
@@ -18,17 +19,6 @@ class Column:
     metric: Metric
     note: str = ""
     """What must stand at every number of the column: that the set is in-domain."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Something that the study didn't train: untrained base, BM25, a published encoder, language-mean subtraction."""
-
-    name: str
-    scores: Mapping[tuple[str, str], float]
-    """(set, metric) -> score."""
-    group: str | None = None
-    """Whose arms it stands with; None: with all."""
 
 
 def scores_table(
@@ -73,7 +63,7 @@ def _cell(arm: Arm | None, column: Column, by_task: Mapping[str, Sequence[Arm]])
 
 
 def _mark(column: Column) -> str:
-    return " \N{DAGGER}" if column.note else ""
+    return MARK if column.note else ""
 
 
 def _best(found: Sequence[Arm], metric: Metric) -> float | None:
@@ -92,16 +82,3 @@ def _reference(each: Reference, columns: Sequence[Column], several: bool) -> Row
     ]
     of = each.group.removeprefix("model ") if several and each.group else ""
     return Row((Cell(each.name, detail=of), Cell(NOTHING), *cells), reference=True)
-
-
-def untrained_references(start: Mapping[str, Mapping[str, Mapping[str, Score]]]) -> list[Reference]:
-    """`start`: set -> group -> metric -> score before the first step."""
-    groups = dict.fromkeys(group for by_group in start.values() for group in by_group)
-    return [
-        Reference(
-            "untrained base",
-            {(task, metric): score.mean for task, by_group in start.items() for metric, score in by_group.get(group, {}).items()},
-            group,
-        )
-        for group in groups
-    ]

@@ -24,15 +24,15 @@ from hybrid_scale.study.results.usage import COST_COLUMNS
 COMPARED = ("arms", "model", "metric", "difference", "95 %", "p", "p adjusted", "seeds", "family")
 
 
-def comparison_table(key: str, shown: Sequence[Comparison], every: Sequence[Comparison]) -> Table:
-    """Rows for `shown`; the CSV link holds `every` comparison of the set."""
+def comparison_table(key: str, shown: Sequence[Comparison], every: Sequence[Comparison], mark: str) -> Table:
+    """Rows for `shown`; the CSV link holds `every` comparison of the set. `mark`: what stands at each of its numbers."""
     rows = tuple(
         Row(
             (
                 Cell(f"{each.arm} \N{MINUS SIGN} {each.rival}"),
                 Cell(each.model, sort=f"{each.size or 0:.0f}"),
                 Cell(each.metric.label),
-                _difference(each.difference, each),
+                _difference(each.difference, each, mark),
                 *_tested(each),
                 Cell(str(each.seeds.count)),
                 Cell(each.family),
@@ -44,9 +44,9 @@ def comparison_table(key: str, shown: Sequence[Comparison], every: Sequence[Comp
     return Table(key, "Hybrid arms minus single arms", COMPARED, rows, comparisons_frame(every), notes)
 
 
-def _difference(value: float, each: Comparison | Trend) -> Cell:
+def _difference(value: float, each: Comparison | Trend, mark: str) -> Cell:
     """The number with its verdict beside it."""
-    return Cell(f"{value:+.{each.metric.decimals}f}", verdict=each.outcome, tone=words.TONES[each.outcome])
+    return Cell(f"{value:+.{each.metric.decimals}f}{mark}", verdict=each.outcome, tone=words.TONES[each.outcome])
 
 
 def _tested(each: Comparison | Trend) -> list[Cell]:
@@ -65,12 +65,12 @@ def _p(value: float | None) -> str:
 TURNED = ("arms", "metric", "slope", "95 %", "p", "p adjusted", "sizes", "seeds", "bend: p")
 
 
-def trend_table(key: str, found: Sequence[Trend]) -> Table:
+def trend_table(key: str, found: Sequence[Trend], mark: str) -> Table:
     rows = [
         [
             Cell(f"{each.arm} \N{MINUS SIGN} {each.rival}"),
             Cell(each.metric.label),
-            _slope(each),
+            _slope(each, mark),
             *_tested(each),
             Cell(str(len(each.sizes))),
             Cell(str(each.seeds) if each.seeds else NOTHING),
@@ -82,10 +82,10 @@ def trend_table(key: str, found: Sequence[Trend]) -> Table:
     return Table(key, "Differences over model size", *_with_series(found, TURNED, rows), trends_frame(found), notes)
 
 
-def _slope(each: Trend) -> Cell:
+def _slope(each: Trend, mark: str) -> Cell:
     if each.outcome == "no straight line":
         return Cell(NOTHING, verdict=each.outcome, tone=words.TONES[each.outcome])
-    shown = _difference(each.slope, each)
+    shown = _difference(each.slope, each, mark)
     return Cell(shown.text, verdict=shown.verdict, tone=shown.tone, detail=each.refusal)
 
 
@@ -107,7 +107,7 @@ FITTED = (
 )
 
 
-def law_table(key: str, found: Sequence[Law]) -> Table:
+def law_table(key: str, found: Sequence[Law], mark: str) -> Table:
     """The exponent stands only where it may be stated."""
     rows = []
     for each in found:
@@ -118,7 +118,7 @@ def law_table(key: str, found: Sequence[Law]) -> Table:
                 Cell(each.arm),
                 Cell(each.quantity),
                 Cell(str(len(law.sizes))),
-                Cell(f"{law.exponent:.3f}" if stated else NOTHING),
+                Cell(f"{law.exponent:.3f}{mark}" if stated else NOTHING),
                 Cell(f"[{law.low:.2f}, {law.high:.2f}]" if stated else NOTHING),
                 Cell(f"{law.prediction_error:.1%}" if law.prediction_error is not None else NOTHING),
                 Cell(f"{largest.predicted:.4f} / {largest.measured:.4f} ({largest.error:+.1%})" if largest else NOTHING),
@@ -132,7 +132,7 @@ def law_table(key: str, found: Sequence[Law]) -> Table:
 # ------------------------------------------------------------------------------------------------------------------- cost
 
 
-def cost_table(key: str, found: Sequence[Priced], gpu: bool) -> Table:
+def cost_table(key: str, found: Sequence[Priced], gpu: bool, mark: str) -> Table:
     hours = "GPU-hours" if gpu else "process-hours"
     heads = ("arm", "model", found[0].metric.label, hours, "quality for hours", "peak GiB", "quality for memory")
     rows = tuple(
@@ -141,7 +141,7 @@ def cost_table(key: str, found: Sequence[Priced], gpu: bool) -> Table:
                 Cell(each.arm),
                 Cell(each.model),
                 Cell(
-                    each.metric.show(each.quality),
+                    each.metric.show(each.quality) + mark,
                     detail=f"[{each.interval.low:.4f}, {each.interval.high:.4f}]" if each.interval else "",
                 ),
                 Cell(f"{each.device_hours:.3g}" if each.device_hours is not None else NOTHING, sort=f"{each.device_hours or 0}"),

@@ -14,13 +14,14 @@ from hybrid_scale.pages import svg
 from hybrid_scale.pages.names import Name, write_names
 from hybrid_scale.pages.parts import Plot
 from hybrid_scale.study.results.answers import in_words
-from hybrid_scale.study.results.scores import Score
 from hybrid_scale.study.results.trade_off import Standing, curves
 
 WIDTH, HEIGHT, TEXT = 470, 400, 13
 MARKERS = {"cross": "s", "hybrid": "o", "mono": "^", "mixed": "X"}
 MOST_NAMED = 2
 """Curves whose points are named one by one; with more of them only the curves are."""
+LONGEST = 16
+"""Letters of a reference's name in the figure; the caption has longer ones whole."""
 NEAR = 0.6
 """A reference is drawn where it lies within this share of the arms' own extent beside them; else the caption gives it."""
 
@@ -47,7 +48,7 @@ def trade_off(key: str, task: str, found: Sequence[Standing], references: Refere
         axes.set(xlabel="mono mAP (better \N{RIGHTWARDS ARROW})", ylabel="cross mAP (better \N{RIGHTWARDS ARROW})")
         write_names(axes, _names(lines, found, near, colours))
         _legend(axes, {each.arm.kind for each in found})
-        caption = _caption(found, far, len(lines))
+        caption = _caption(found, near, far, len(lines))
         drawn = svg.inline(figure, key, title, caption)
     return Plot(key, title, caption, drawn, _data(found, references))
 
@@ -82,7 +83,7 @@ def _split(axes: Axes, references: References) -> tuple[References, References]:
 def _names(
     lines: Sequence[Sequence[Standing]], found: Sequence[Standing], near: References, colours: Mapping[str, str]
 ) -> list[Name]:
-    known = [Name(name, x, y, svg.MUTED) for name, (x, y) in near.items()]
+    known = [Name(_short(name), x, y, svg.MUTED) for name, (x, y) in near.items()]
     if len(lines) <= MOST_NAMED:
         several = len({each.arm.group for each in found}) > 1
         return known + [
@@ -90,6 +91,10 @@ def _names(
         ]
     ends = [line[-1] for line in lines]  # below the mono arms there is room
     return known + [Name(size_name(end), end.mono.mean, end.cross.mean, colours[end.arm.group]) for end in ends]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1].rstrip(' ,-_')}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _arm_name(each: Standing, several: bool) -> str:
@@ -116,7 +121,7 @@ def _legend(axes: Axes, kinds: set[str]) -> None:
     )
 
 
-def _caption(found: Sequence[Standing], far: References, lines: int) -> str:
+def _caption(found: Sequence[Standing], near: References, far: References, lines: int) -> str:
     shares = sorted({each.share for each in found if each.arm.kind == "hybrid" and each.share is not None})
     parts = ["Up and to the right is better."]
     if any(each.share is not None for each in found):
@@ -129,6 +134,7 @@ def _caption(found: Sequence[Standing], far: References, lines: int) -> str:
         parts.append(f"Bars: 95 % intervals of single arms over {what}; paired differences, which are tested, vary less.")
     if any(each.mono.chance == "nothing" for each in found):
         parts.append("Marks without bars have no table of single queries.")
+    parts += [f"Diamond: {name} (mono {x:.4f}, cross {y:.4f})." for name, (x, y) in near.items() if len(name) > LONGEST]
     parts += [f"Outside the picture: {name} (mono {x:.4f}, cross {y:.4f})." for name, (x, y) in far.items()]
     return " ".join(parts)
 
@@ -142,13 +148,3 @@ def _data(found: Sequence[Standing], references: References) -> pd.DataFrame:
     ]
     rows += [{"arm": name, "mono_map": mono, "cross_map": cross} for name, (mono, cross) in references.items()]
     return pd.DataFrame(rows)
-
-
-def untrained_places(start: Mapping[str, Mapping[str, Score]]) -> dict[str, tuple[float, float]]:
-    """The bases before the first step, by group, where both metrics are known."""
-    both = {group: scores for group, scores in start.items() if {"mono_map", "cross_map"} <= set(scores)}
-    name = "untrained" if len(both) == 1 else "{} untrained"
-    return {
-        name.format(group.removeprefix("model ")): (scores["mono_map"].mean, scores["cross_map"].mean)
-        for group, scores in both.items()
-    }

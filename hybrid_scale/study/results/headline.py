@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hybrid_scale.study.family import Family
+from hybrid_scale.study.pilot import Chosen
 from hybrid_scale.study.results.primary import Claim
 from hybrid_scale.study.results.scores import Metric
 from hybrid_scale.study.results.verdicts import Outcome
+from hybrid_scale.study.settings import ChooseSettings
 
 LACKS = {"mono": ("cross_map", "mono_map"), "cross": ("mono_map", "cross_map")}
 """Type of the other arm -> what hybrid batches should gain on it, and what they should keep."""
@@ -18,6 +20,8 @@ QUALITY = {
     "mono_map": "monolingual quality",
     "multi_map": "quality across all languages",
 }
+STANDS: dict[Outcome, str] = {"not shown": "not shown to differ"}
+"""How a verdict reads in a sentence, where that isn't its own name."""
 CHANGED: dict[Outcome, str] = {
     "better": "a change for the better",
     "worse": "a change for the worse",
@@ -25,18 +29,20 @@ CHANGED: dict[Outcome, str] = {
     "not shown": "a change not shown",
     "not judged": "a change not judged",
 }
-MOST_NAMED = 3
+MOST_NAMED = 2
 
 
-def answer(family: Family, claims: Sequence[Claim], kinds: Mapping[str, str], named: bool) -> str:
-    """The one sentence. `kinds`: arm -> type of its batches; `named`: whether sizes have names (the axis `models`)."""
+def answer(family: Family, claims: Sequence[Claim], kinds: Mapping[str, str], flags: Mapping[str, str], named: bool) -> str:
+    """The one sentence. `kinds`: arm -> type of its batches; `flags`: set -> what must stand at its numbers; `named`:
+    whether sizes have names (the axis `models`)."""
     if family.refusal:
         return f"This study names no claim that could answer its question: {family.refusal}."
     pairs = asked(claims, kinds)
     if all(pair.difference.estimate is None for pair in pairs):
         return "Nothing can be answered yet: no two arms of the question have been scored on one set."
     first = pairs[0].difference
-    where = f"At {first.models[-1]} on {_set(first)}" if named else f"On {_set(first)}"
+    place = _set(first, flags)
+    where = f"At {first.models[-1]} on {place}" if named else f"On {place}"
     rivals = dict.fromkeys(pair.difference.rival for pair in pairs)
     by_rival = [[pair for pair in pairs if pair.difference.rival == rival] for rival in rivals]
     if all(pair.difference.outcome == "not judged" for pair in pairs):
@@ -87,8 +93,20 @@ def _key(claim: Claim) -> tuple[str, ...]:
     return claim.task, claim.series, claim.arm, claim.rival, claim.metric.key
 
 
-def _set(claim: Claim) -> str:
-    return f"{claim.task} ({claim.series})" if claim.series else claim.task
+def _set(claim: Claim, flags: Mapping[str, str]) -> str:
+    notes = ", ".join(filter(None, (claim.series, flags.get(claim.task, ""))))
+    return f"{claim.task} ({notes})" if notes else claim.task
+
+
+def answer_of_pilot(chosen: Chosen | None, wanted: ChooseSettings) -> str:
+    """What a pilot chose for each model, with the score that decided."""
+    if chosen is None:
+        return f"Nothing is chosen yet: every value of {wanted.setting} needs a finished run, scored on {wanted.metric}."
+    shown = [
+        f"{choice.value} at {model} ({choice.score:.4f}{', an end of the values tried' if choice.at_edge else ''})"
+        for model, choice in chosen.models.items()
+    ]
+    return f"The pilot chose {wanted.setting} by {wanted.metric}: {', '.join(shown)}."
 
 
 def _means(members: Sequence[Asked]) -> str:
@@ -106,7 +124,8 @@ def _clause(pair: Asked) -> str:
         before = change.differences[0] if change.differences else None
         was = f", after {before:+.{change.metric.decimals}f} at {change.models[0]}" if before is not None else ""
         then = f"{was}, {CHANGED[change.outcome]}"
-    return f"{claim.outcome} in {_quality(claim.metric)} ({claim.metric.label} {number(claim)}{then}{reason})"
+    stands = STANDS.get(claim.outcome, claim.outcome)
+    return f"{stands} in {_quality(claim.metric)} ({claim.metric.label} {number(claim)}{then}{reason})"
 
 
 def _quality(metric: Metric) -> str:
@@ -144,18 +163,20 @@ class Beside:
         return ours < theirs if self.metric.higher_is_better else ours > theirs
 
 
-def warnings_first(found: Sequence[Beside]) -> Iterator[str]:
-    """One sentence for each reference that an arm is below."""
+def warnings_first(found: Sequence[Beside], flags: Mapping[str, str], arm: str) -> Iterator[str]:
+    """One sentence for each reference that an arm is below, the scores of `arm`, which the study is for, first."""
     for reference in dict.fromkeys(each.reference for each in found):
         under = [each for each in found if each.reference == reference and each.below]
+        under.sort(key=lambda each: each.arm != arm)
         if under:
             count = sum(each.reference == reference for each in found)
-            named = "; ".join(_below(each) for each in under[:MOST_NAMED])
+            named = "; ".join(_below(each, flags) for each in under[:MOST_NAMED])
             more = f"; {len(under) - MOST_NAMED} more in the table" if len(under) > MOST_NAMED else ""
             yield f"Below {reference} in {len(under)} of {count} scores: {named}{more}."
 
 
-def _below(each: Beside) -> str:
+def _below(each: Beside, flags: Mapping[str, str]) -> str:
+    flag = f", {flags[each.task]}" if each.task in flags else ""
     at = f" at {each.group.removeprefix('model ')}" if each.group else ""
     ours, theirs = each.metric.show(each.score), each.metric.show(each.theirs)
-    return f"{each.arm}{at}, {each.metric.label} on {each.task} ({ours} against {theirs})"
+    return f"{each.arm}{at}, {each.metric.label} on {each.task} ({ours} against {theirs}{flag})"

@@ -2,7 +2,6 @@
 
 import re
 import urllib.parse
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +11,7 @@ from hybrid_scale.runs import RunDirectory
 from hybrid_scale.study.report.page import report
 from hybrid_scale.study.results.scaling import ACROSS_LANGUAGES
 from tests.study.fabricate import scaled
-from tests.study.report.browser import Browser, BrowserGone, chromium, find
+from tests.study.report.browser import Browser
 
 BOXES = """[...document.querySelectorAll('svg.plot')].map(plot => {
   const box = plot.getBoundingClientRect();
@@ -46,18 +45,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (plan.runs[9].directory / "status.json").write_text('{"status": "finished"}', encoding="utf-8")
     RunDirectory(plan.runs[15].directory).evaluation_file("xquad_r").unlink()
     return report(plan)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    path = find()
-    if path is None:
-        pytest.skip("no Chromium here: the page isn't drawn (.ci/run installs it)")
-    try:
-        with chromium(path, tmp_path_factory.mktemp("profile")) as running:
-            yield running
-    except (OSError, BrowserGone) as error:
-        pytest.skip(f"{path} doesn't run: the page isn't drawn ({error})")
 
 
 def test_the_page_is_whole_by_its_structure(page: Path) -> None:

@@ -18,19 +18,17 @@ from hybrid_scale.study.results.primary import Claim, claims, combined, contrast
 from hybrid_scale.study.results.scores import METRICS
 from hybrid_scale.study.results.trends import Trend, trends
 from hybrid_scale.study.results.verdicts import Level, margin_of, verdict
-from tests.study.fabricate import TRUE_GAINS, known_truth, scaled
+from tests.study.fabricate import TRUE_GAINS, Known, scaled
 
 
 def judged(plan: Plan) -> tuple[list[Claim], list[Comparison]]:
-    collected = collect(plan)
-    compared = compare(collected, {run.id: run.directory for run in plan.runs}, plan.family)
-    found = claims(plan.family, collected, compared)
-    return found, sorted_out(compared, found)
+    known = Known.of(plan)
+    return known.claims, known.comparisons
 
 
 @pytest.fixture(scope="module")
-def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Claim], list[Comparison]]:
-    return judged(known_truth(tmp_path_factory.mktemp("truth")))
+def truth(known: Known) -> tuple[list[Claim], list[Comparison]]:
+    return known.claims, known.comparisons
 
 
 def test_the_verdicts_say_exactly_the_known_truth(truth: tuple[list[Claim], list[Comparison]]) -> None:

@@ -1,0 +1,103 @@
+"""What stands beside a study's arms without being trained by it: the untrained bases, and the baselines that
+launch/baselines.py has written into BASELINES of the study's directory; and which sets are in-domain for its
+training data.
+
+A result of another version of a set doesn't count, and is told. Knows no HTML.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybrid_scale.errors import HybridScaleError
+from hybrid_scale.runs import RunDirectory, read_json
+from hybrid_scale.study.grid import Plan
+from hybrid_scale.study.results.collect import Collected
+from hybrid_scale.study.results.scores import tasks, untrained
+
+BASELINES = "baselines"
+"""Folder in a study's directory: NAME/eval/SET.json, as `launch/baselines.py --out STUDY/baselines` writes it."""
+UNTRAINED = "untrained base"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Something that the study didn't train: untrained base, BM25, a published encoder, language-mean subtraction."""
+
+    name: str
+    scores: Mapping[tuple[str, str], float]
+    """(set, metric) -> score."""
+    group: str | None = None
+    """Whose arms it stands with; None: with all."""
+
+
+def references(plan: Plan, collected: Collected) -> tuple[list[Reference], list[str]]:
+    """The untrained bases in the order of their groups, then the baselines by name; and what of them doesn't count,
+    with the reason."""
+    start = {task: untrained(collected, task) for task in tasks(collected)}
+    groups = dict.fromkeys(group for by_group in start.values() for group in by_group)
+    found = [
+        Reference(
+            UNTRAINED,
+            {(task, key): score.mean for task, by_group in start.items() for key, score in by_group.get(group, {}).items()},
+            group,
+        )
+        for group in groups
+    ]
+    faults: list[str] = []
+    fingerprints = {task: _fingerprints(plan, task) for task in start}
+    for home in sorted((plan.directory / BASELINES).glob("*/eval")):
+        reference = _baseline(home, fingerprints, faults)
+        if reference.scores:
+            found.append(reference)
+    return found, faults
+
+
+def _baseline(home: Path, fingerprints: Mapping[str, set[str]], faults: list[str]) -> Reference:
+    """One baseline on the sets that the study has scored; `faults` gets what doesn't count."""
+    name, scores = home.parent.name, dict[tuple[str, str], float]()
+    for file in sorted(home.glob("*.json")):
+        try:
+            content = read_json(file)
+            task, metrics, print_ = content["task"], content["metrics"], content.get("fingerprint")
+            numbers = {(task, key): float(value) for key, value in metrics.items() if value is not None}
+            name = str(content["baseline"]["name"])
+        except (HybridScaleError, KeyError, TypeError, ValueError, AttributeError) as error:
+            faults.append(f"{BASELINES}/{home.parent.name}: {file.name} isn't a result of launch/baselines.py ({error})")
+            continue
+        if task not in fingerprints:
+            continue
+        if print_ and fingerprints[task] and print_ not in fingerprints[task]:
+            faults.append(f"{BASELINES}/{home.parent.name}: {file.name} is of another version of {task} and doesn't count")
+            continue
+        scores |= numbers
+    return Reference(name, scores)
+
+
+def _fingerprints(plan: Plan, task: str) -> set[str]:
+    """Of the versions of the set on which the study's runs were scored."""
+    return {str(content["fingerprint"]) for content in _evaluations(plan, task) if content.get("fingerprint")}
+
+
+def in_domain(plan: Plan, collected: Collected) -> dict[str, tuple[str, ...]]:
+    """Set -> the sources in the training data that make it in-domain, for each set of which a run's evaluation says so."""
+    found: dict[str, tuple[str, ...]] = {}
+    for task in tasks(collected):
+        for content in _evaluations(plan, task):
+            said = content.get("in_domain")
+            if isinstance(said, dict) and said.get("verdict"):
+                found.setdefault(task, tuple(map(str, said.get("sources") or ())))
+    return found
+
+
+def _evaluations(plan: Plan, task: str) -> Iterator[dict[str, Any]]:
+    """The readable evaluations of the set's finished models; what is wrong with the others was told by `collect`."""
+    for run in plan.runs:
+        file = RunDirectory(run.directory).evaluation_file(task)
+        try:
+            content = read_json(file) if file.exists() else None
+        except HybridScaleError:
+            continue
+        if isinstance(content, dict):
+            yield content
