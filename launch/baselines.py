@@ -28,8 +28,6 @@ from hybrid_scale.retrieval.parts import beside, open_sets
 from hybrid_scale.retrieval.published_encoder import POOLINGS, Encoder, EncoderOptions
 from hybrid_scale.runs import check_writable
 
-COLUMNS = ("ndcg@10", "recall@100", "mono_map", "cross_map", "multi_map", "rank_distance")
-
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,7 +119,8 @@ def options(chosen: argparse.Namespace, model: str) -> EncoderOptions:
 
 
 def line(result: dict[str, Any]) -> str:
-    values = [f"{name} {result['metrics'][name]:.4f}" for name in COLUMNS if result["metrics"].get(name) is not None]
+    headline, metrics = result["protocol"]["headline"], result["metrics"]
+    values = [f"{name} {metrics[name]:.4f}" for name in headline if metrics.get(name) is not None]
     return f"{result['baseline']['name']:32s} {result['task']:20s} {'  '.join(values)}"
 
 

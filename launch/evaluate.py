@@ -94,6 +94,8 @@ def summary(result: dict[str, Any]) -> str:
     if "passages" in result:
         head += f", {result['passages']} passages, {len(result['languages'])} languages"
     lines = [f"  {name:26s}{'-' if value is None else f'{value:.4f}'}" for name, value in result["metrics"].items()]
+    rule = result.get("protocol")
+    lines = [f"  scored as {rule['name']}: pools {rule['pools']}, {rule['mean']}", *lines] if rule else lines
     notes = [f"  {result[key]} {key.replace('_', ' ')}{meaning}" for key, meaning in COUNTS.items() if result.get(key)]
     refusals = [f"  no {name}: {reason}" for name, reason in result["refused"].items()]
     if result.get("in_domain", {}).get("verdict"):

@@ -22,7 +22,19 @@ PLANNING = tuple(
     for name in ("architecture", "hardware", "zero", "costs", "speed", "forecast", "search", "planner", "table")
 )
 """In their order: each may import those before it."""
-PLAIN = ("errors", "languages", "config", "runs", "command_line", "launched", "versions", *PLANNING, "statistics", "pages")
+PLAIN = (
+    "errors",
+    "languages",
+    "config",
+    "runs",
+    "command_line",
+    "launched",
+    "versions",
+    *PLANNING,
+    "statistics",
+    "protocols",
+    "pages",
+)
 """The ground without torch."""
 GROUND = (*PLAIN, "gpu", "dist", "checkpoints")
 MATERIALS = (*GROUND, "data", "model")
@@ -41,6 +53,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "dist": ("errors", "config", "gpu", "launched"),
     "checkpoints": ("errors", "config", "runs", "dist"),
     "statistics": ("errors",),
+    "protocols": (),
     "pages": ("pages",),
     "data": (*GROUND, "data"),
     "model": (*GROUND, "model"),

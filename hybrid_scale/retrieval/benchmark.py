@@ -19,8 +19,6 @@ from hybrid_scale.retrieval.parts import score_all
 from hybrid_scale.retrieval.spill import Spill
 from hybrid_scale.runs import RunDirectory, read_json, write_json
 
-SHOWN = ("mono_map", "cross_map", "multi_map", "rank_distance", "ndcg@10", "recall@100")
-
 
 def evaluate_run(config: RunConfig, run: RunDirectory, encoder: TextEncoder, embed: Embed, step: int | None) -> None:
     """Score every set of `data.evaluate` and write `eval/SET.json` (or `.step-N.json`). Collective."""
@@ -71,7 +69,7 @@ def trained_on(task: RetrievalSet, config: RunConfig) -> dict[str, Any]:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """One line for the terminal."""
+    """One line for the terminal: the headline metrics of the set's protocol."""
     metrics = result["metrics"]
-    shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN if metrics.get(name) is not None)
+    shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in result["protocol"]["headline"] if metrics.get(name) is not None)
     return f"{result['task']}: {shown}"

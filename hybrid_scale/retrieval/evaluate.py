@@ -19,8 +19,9 @@ from pyarrow import parquet
 from hybrid_scale import dist
 from hybrid_scale.data.prepared import RetrievalSet, TextTable
 from hybrid_scale.errors import RunError, describe
+from hybrid_scale.protocols import Protocol, protocol_of
 from hybrid_scale.retrieval import bias, trec
-from hybrid_scale.retrieval.index import Shard, count_above, judged_keys, search
+from hybrid_scale.retrieval.index import Shard, count_above, judged_keys, part_of, search
 from hybrid_scale.retrieval.measures import Judged, matrix, per_query, summarise
 from hybrid_scale.runs import atomic_path
 
@@ -45,7 +46,12 @@ def evaluate(
     own = own_passages(task) if drop else np.full(len(task.queries), -1, np.int64)
     judged = _count(task, query_vectors, shard, own)
     scores, numbers = without(*search(query_vectors, shard, top_k + int((own >= 0).any())), own, top_k)
-    result = outcome(task, judged, scores, numbers, run_file, per_query_file)
+    result = outcome(task, judged, scores, numbers, per_query_file)
+    if run_file is not None:
+        listed = scores, numbers
+        if protocol(task).pools == "own language":
+            listed = _search_own_language(task, query_vectors, shard, own, top_k)
+        dist.first_rank_does(lambda: trec.write_run(run_file, task, *listed))
     return result | ({"own_ids_dropped": int((own >= 0).sum())} if drop else {})
 
 
@@ -74,17 +80,14 @@ def outcome(
     judged: Judged,
     scores: np.ndarray,
     numbers: np.ndarray,
-    run_file: Path | None = None,
     per_query_file: Path | None = None,
 ) -> dict[str, Any]:
-    """Numbers and files of one scorer: counted ranks, and its best results [Q, k] (number -1: none). All ranks call it alike.
+    """Numbers and the table of single queries of one scorer: counted ranks, and its best results [Q, k] (number -1: none).
 
-    Raises RunError when the two disagree.
+    All ranks call it alike. Raises RunError when the two disagree.
     """
     _check_agreement(numbers, positive(task)[:, 1], judged)
     first = first_languages(task, numbers)
-    if run_file is not None:
-        dist.first_rank_does(lambda: trec.write_run(run_file, task, scores, numbers))
     if per_query_file is not None:
         dist.first_rank_does(lambda: write_per_query(per_query_file, task, judged, first))
     return tabulate(task, judged, first)
@@ -101,7 +104,40 @@ def tabulate(task: RetrievalSet, judged: Judged, first: np.ndarray) -> dict[str,
     some = first >= 0
     shape = (len(judged.query_languages), len(judged.passage_languages))
     top = bias.top_language_shares(judged.query_language[some], first[some], *shape)
-    return facts(task, judged) | summarise(judged, len(task.corpus)) | {"top1_language_matrix": matrix(judged, top)}
+    return _summary(task, judged) | {"top1_language_matrix": matrix(judged, top)}
+
+
+def protocol(task: RetrievalSet) -> Protocol:
+    """How the set is scored (protocols.py)."""
+    (query_names, query_language), (passage_names, passage_language) = (
+        languages_of(task, table) for table in (task.queries, task.corpus)
+    )
+    query, passage = positive(task)[:, :2].T
+    asked, answered = np.array(query_names)[query_language[query]], np.array(passage_names)[passage_language[passage]]
+    return protocol_of(task.manifest, len(passage_names), bool((asked != answered).any()))
+
+
+def _summary(task: RetrievalSet, judged: Judged) -> dict[str, Any]:
+    return facts(task, judged) | summarise(judged, len(task.corpus), protocol(task))
+
+
+def _search_own_language(
+    task: RetrievalSet, query_vectors: np.ndarray, shard: Shard, own: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best `k` passages of each query's own language, as `search` gives those of the union; number -1: none."""
+    query_languages, query_language = languages_of(task, task.queries)
+    passage_languages, passage_language = languages_of(task, task.corpus)
+    scores, numbers = np.full((len(own), k), -np.inf, np.float32), np.full((len(own), k), -1, np.int64)
+    for x, language in enumerate(query_languages):
+        if language not in passage_languages:
+            continue
+        held = np.flatnonzero(passage_language[shard.numbers] == passage_languages.index(language))
+        asking = np.flatnonzero(query_language == x)
+        deeper = int((own[asking] >= 0).any())
+        found = without(*search(query_vectors[asking], part_of(shard, held), k + deeper), own[asking], k)
+        width = found[0].shape[1]
+        scores[asking, :width], numbers[asking, :width] = found
+    return scores, numbers
 
 
 def _count(task: RetrievalSet, query_vectors: np.ndarray, shard: Shard, own: np.ndarray) -> Judged:
@@ -202,6 +238,7 @@ def without(scores: np.ndarray, numbers: np.ndarray, own: np.ndarray, k: int) ->
 def facts(task: RetrievalSet, judged: Judged) -> dict[str, Any]:
     return {
         "task": task.name,
+        "evaluation": task.manifest.get("evaluation"),
         "queries": len(task.queries),
         "passages": len(task.corpus),
         "languages": task.languages,
@@ -212,8 +249,9 @@ def facts(task: RetrievalSet, judged: Judged) -> dict[str, Any]:
 
 def write_per_query(path: Path, task: RetrievalSet, judged: Judged, first: np.ndarray | None) -> None:
     """The table of single queries as Parquet; its metadata name the set."""
-    table = per_query(judged, task.queries.column("id"), task.queries.column("group"), first)
-    write_table(path, table, {"task": task.name, "fingerprint": task.fingerprint})
+    rule = protocol(task)
+    table = per_query(judged, task.queries.column("id"), task.queries.column("group"), first, rule)
+    write_table(path, table, {"task": task.name, "fingerprint": task.fingerprint, "pools": rule.pools})
 
 
 def write_table(path: Path, table: pa.Table, facts: dict[str, str]) -> None:
@@ -246,4 +284,4 @@ def evaluate_run_file(
         dist.first_rank_does(lambda: write_per_query(per_query_file, task, judged, None))
     missing = len(task.queries) - len(np.unique(query))
     counts = {"queries_without_results": missing, **({"own_ids_dropped": dropped} if drop else {})}
-    return facts(task, judged) | summarise(judged, len(task.corpus)) | {"run": path.name} | counts
+    return _summary(task, judged) | {"run": path.name} | counts

@@ -134,6 +134,23 @@ class Shard:
         return largest
 
 
+class _Rows:
+    """Some rows of vectors, read when they are asked for."""
+
+    def __init__(self, vectors: Vectors, rows: np.ndarray):
+        self.vectors, self.rows = vectors, rows
+        self.shape, self.ndim, self.dtype = (len(rows), *vectors.shape[1:]), vectors.ndim, vectors.dtype
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        return self.vectors[self.rows[rows]]
+
+
+def part_of(shard: Shard, rows: np.ndarray) -> Shard:
+    """Some rows [m] of a shard as a shard; vectors on disk stay there."""
+    numbers, name = shard.numbers[rows], lambda row: shard.name(int(rows[row]))
+    return Shard(numbers, _Rows(shard.vectors, rows), name, shard.largest_norm, shard.block_bytes)
+
+
 def _checked(queries: np.ndarray, shards: Sequence[Shard]) -> np.ndarray:
     """The queries as float32, after the checks that every rank makes alike."""
     queries = np.ascontiguousarray(queries, np.float32)

@@ -3,10 +3,13 @@
 A *pool* is the set of passages that a query is ranked against: the *union* is the whole corpus, a *language pool* its passages
 of one language. Gradings of 0 or below count as not relevant.
 
-Over all judged queries, in the union pool:
-    ndcg@10  recall@100  mrr@10  mrr@100 (Mr. TyDi's)  map   as in metrics.py; `map` over the full ranking
+The set's protocol (protocols.py) says which of these numbers a result gives:
+    ndcg@10  recall@100  mrr@10  mrr@100  map   as in metrics.py; `map` over the full ranking
     r@1                  share of queries whose first result is relevant
-When the corpus has several languages also, with XQ a query language and XC a passage language (SCIENCE: the paper's measures):
+        over all judged queries, in the union pool; where the protocol says `own language`, in the pool of the
+        query's language, mean over its queries, then over languages. Then KEY_median, for the headline metrics, is the median
+        over languages, and `union` beside `metrics` holds what the union pool would give (no metric of the set).
+When the protocol says `by language` also, with XQ a query language and XC a passage language (2408.10536):
     mono_map, mono_r@1   queries of XQ in the pool of XC = XQ: mean over its queries, then over languages
     cross_map, cross_r@1 the same over ordered pairs XQ != XC
     multi_map            queries of XQ in the union, mean over its queries, then over XQ
@@ -29,6 +32,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from hybrid_scale.protocols import Protocol
 from hybrid_scale.retrieval import bias, metrics
 from hybrid_scale.retrieval.metrics import RelevantRanks
 
@@ -46,6 +50,8 @@ LANGUAGE_POOL_MEASURES: dict[str, Measure] = {"map": UNION_MEASURES["map"], "r@1
 PER_QUERY_MEASURES: dict[str, Measure] = {**UNION_MEASURES, "recall@10": lambda relevant: metrics.recall(relevant, 10)}
 UNION = "union"
 """The pool of all languages, in the table of single queries."""
+MEDIAN = "_median"
+UNION_NOTE = "not the set's protocol: mean over all queries, each against the passages of all languages"
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,26 @@ class Judged:
         ranks = np.where(self.found, 1.0 + self.above[:, language], np.inf)
         return RelevantRanks(self.query[there], ranks[there], len(self.query_language), self.grade[there])
 
+    def own_pool(self) -> RelevantRanks:
+        """Of every query in the pool of its own language. A passage that the corpus lacks counts there as not found.
+
+        A judged query without a relevant passage counts 0, one whose relevant passages are all in other languages is left out.
+        """
+        own = self.own_language()[self.query_language[self.query]]
+        there = (own >= 0) & ((self.language == own) | (self.language < 0))
+        above = np.take_along_axis(self.above[there], own[there, None], 1)[:, 0]
+        ranks = np.where(self.found[there], 1.0 + above, np.inf)
+        asked = self.own_language()[self.query_language] >= 0
+        asked &= True if self.topics is None else self.topics
+        elsewhere = np.setdiff1d(self.query, self.query[there])  # their relevant passages are all in other languages
+        asked[elsewhere] = False
+        return RelevantRanks(self.query[there], ranks, len(self.query_language), self.grade[there], asked)
+
+    def own_language(self) -> np.ndarray:
+        """[X] number of each query language among the passage languages, -1 where the corpus lacks it."""
+        number = {language: at for at, language in enumerate(self.passage_languages)}
+        return np.array([number.get(language, -1) for language in self.query_languages], np.int64)
+
     def union_values(self) -> dict[str, np.ndarray]:
         """Measures of single queries that look at the languages of the union pool: each [Q]. `peer` only where it says something.
 
@@ -112,30 +138,65 @@ class Judged:
 # -------------------------------------------------------------------------------------------------------------- averages
 
 
-def summarise(judged: Judged, passages: int | None) -> dict[str, Any]:
-    """`metrics`, `by_language`, `map_matrix`, `skipped_pairs`, `refused`. `passages`: size of the corpus, None: unknown."""
+def summarise(judged: Judged, passages: int | None, protocol: Protocol) -> dict[str, Any]:
+    """`protocol`, `metrics`, `by_language`, `map_matrix`, `refused`, and `skipped_pairs` or `union` (see above).
+
+    `passages`: size of the corpus, None: unknown.
+    """
+    numbers = _own_language(judged, protocol) if protocol.pools == "own language" else _in_union(judged, passages, protocol)
+    return {
+        "protocol": protocol.facts(),
+        **numbers,
+        "metrics": {name: _number(value) for name, value in numbers["metrics"].items()},
+        "by_language": {
+            name: dict(zip(judged.query_languages, map(_number, v), strict=True)) for name, v in numbers["by_language"].items()
+        },
+        "map_matrix": matrix(judged, _language_pools(judged)["map"]),
+    }
+
+
+def _own_language(judged: Judged, protocol: Protocol) -> dict[str, Any]:
+    """Every query in the pool of its language: mean over the queries of a language, then mean and median over languages."""
+    own, union = judged.own_pool(), judged.union()
+    by_language = {name: _by_language(judged, measure(own)) for name, measure in UNION_MEASURES.items()}
+    overall = {name: metrics.mean(values) for name, values in by_language.items()}
+    medians = [name for name in protocol.headline if name.endswith(MEDIAN)]
+    overall |= {name: _median(by_language[name.removesuffix(MEDIAN)]) for name in medians}
+    beside = {name: _number(metrics.mean(measure(union))) for name, measure in UNION_MEASURES.items()}
+    return {"metrics": overall, "by_language": by_language, "refused": {}, "union": {"what": UNION_NOTE, "metrics": beside}}
+
+
+def _median(values: np.ndarray) -> float:
+    valid = values[~np.isnan(values)]
+    return float(np.median(valid)) if len(valid) else math.nan
+
+
+def _in_union(judged: Judged, passages: int | None, protocol: Protocol) -> dict[str, Any]:
+    """Over all queries in the union pool; where the protocol goes by language, also mono, cross and multi."""
     union = judged.union()
     per_query = {name: measure(union) for name, measure in UNION_MEASURES.items()}
     overall = {name: metrics.mean(values) for name, values in per_query.items()}
     by_language = {name: _by_language(judged, values) for name, values in per_query.items()}
-    matrices = {
-        name: np.stack([_by_language(judged, measure(judged.language_pool(c))) for c in range(len(judged.passage_languages))], 1)
-        for name, measure in LANGUAGE_POOL_MEASURES.items()
-    }
     refused: dict[str, str] = {}
-    if len(judged.passage_languages) > 1:
+    if protocol.pools == "by language":
+        matrices = _language_pools(judged)
         by_language |= _multilingual(judged, union, matrices, passages)
         multilingual = {name: metrics.mean(values) for name, values in by_language.items() if name not in overall}
         multilingual |= {f"cross_{name}": _cross(judged, matrix) for name, matrix in matrices.items()}
         overall |= multilingual
         refused = _refused(judged)
     pairs = len(judged.query_language) * len(judged.passage_languages)
+    known = np.stack([judged.query, judged.language])[:, judged.language >= 0]
+    skipped = pairs - len(np.unique(known, axis=1).T)
+    return {"metrics": overall, "by_language": by_language, "skipped_pairs": skipped, "refused": refused}
+
+
+def _language_pools(judged: Judged) -> dict[str, np.ndarray]:
+    """Measure -> its mean over the queries of each language in each language pool [X, C]."""
+    pools = [judged.language_pool(c) for c in range(len(judged.passage_languages))]
     return {
-        "metrics": {name: _number(value) for name, value in overall.items()},
-        "by_language": {name: dict(zip(judged.query_languages, map(_number, v), strict=True)) for name, v in by_language.items()},
-        "map_matrix": matrix(judged, matrices["map"]),
-        "skipped_pairs": pairs - len(np.unique(np.stack([judged.query, judged.language])[:, judged.language >= 0], axis=1).T),
-        "refused": refused,
+        name: np.stack([_by_language(judged, measure(pool)) for pool in pools], 1)
+        for name, measure in LANGUAGE_POOL_MEASURES.items()
     }
 
 
@@ -194,21 +255,31 @@ def matrix(judged: Judged, values: np.ndarray) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- single queries
 
 
-def per_query(judged: Judged, ids: Sequence[str], groups: Sequence[str], first: np.ndarray | None) -> pa.Table:
+def per_query(
+    judged: Judged, ids: Sequence[str], groups: Sequence[str], first: np.ndarray | None, protocol: Protocol
+) -> pa.Table:
     """One row per query and pool in which it has a relevant passage; in the pool `union`, one row for every query.
 
     Columns: query (its id), query_lang, group (parallel question: the unit to resample by), pool (`union` or a passage
     language), relevant (how many), the measures of PER_QUERY_MEASURES; in the union pool also rank_distance, peer (only where
     it isn't refused) and first_lang, the language of the first result (`first` [Q], -1: none). Null: not defined there.
+    Under a protocol of `own language` the only other pool is that of the query's language (pool = query_lang), with a row for
+    every judged query.
     Every average of `summarise` is a mean over rows of this table.
     """
     queries = np.arange(len(judged.query_language))
     extra = judged.union_values()
+    nothing = dict.fromkeys(extra)
     tables = [_pool_table(judged, UNION, judged.union(), queries, ids, groups, extra, first)]
-    if len(judged.passage_languages) > 1:
+    if protocol.pools == "own language":
+        own = judged.own_pool()
+        for x, language in enumerate(judged.query_languages):
+            rows = queries[(judged.query_language == x) & own.topics]
+            tables.append(_pool_table(judged, language, own, rows, ids, groups, nothing, None))
+    elif len(judged.passage_languages) > 1:
         for c, language in enumerate(judged.passage_languages):
             pool = judged.language_pool(c)
-            tables.append(_pool_table(judged, language, pool, queries[pool.count > 0], ids, groups, dict.fromkeys(extra), None))
+            tables.append(_pool_table(judged, language, pool, queries[pool.count > 0], ids, groups, nothing, None))
     return pa.concat_tables(tables)
 
 

@@ -93,10 +93,10 @@ def score_all(directory: Path | str, score: Score, per_query_file: Path | None, 
 
 
 def mean_of(name: str, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One result from those of the parts; what isn't a number of theirs (`baseline`, `in_domain`) is the first part's."""
+    """One result from those of the parts; what isn't a number of theirs (`protocol`, ...) is the first part's."""
     metrics = [part["metrics"] for part in parts]
     sums = {key: sum(part[key] for part in parts if key in part) for key in SUMS if any(key in part for part in parts)}
-    first: dict[str, Any] = {key: parts[0][key] for key in ("baseline", "in_domain") if key in parts[0]}
+    first: dict[str, Any] = {key: parts[0][key] for key in ("baseline", "in_domain", "protocol", "evaluation") if key in parts[0]}
     prints = "".join(f"{part['task']}:{part['fingerprint']}\n" for part in parts)
     facts: dict[str, Any] = {
         "task": name,
@@ -127,6 +127,7 @@ def join_tables(per_query_file: Path, parts: Sequence[str]) -> None:
     tables = [_named(parquet.read_table(file), part) for file, part in zip(files, parts, strict=True)]
     prints = "".join(f"{part}:{_fact(table, 'fingerprint')}\n" for table, part in zip(tables, parts, strict=True))
     facts = {"task": per_query_file.stem, "fingerprint": hashlib.sha256(prints.encode()).hexdigest()}
+    facts["pools"] = _fact(tables[0], "pools")
     joined = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
     with atomic_path(per_query_file) as beside:
         parquet.write_table(joined.replace_schema_metadata(facts), beside)

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from hybrid_scale.data.files import read_trec
 from hybrid_scale.data.prepared import RetrievalSet, TextTable
 from hybrid_scale.errors import DataError, describe
+from hybrid_scale.protocols import ONE_LANGUAGE as IN_ONE_LANGUAGE
 from hybrid_scale.retrieval.measures import Judged, per_query, summarise
 from hybrid_scale.runs import atomic_path
 
@@ -254,4 +255,5 @@ def score_files(run: Path, qrels: Path, order: Order = "score", drop_own_id: boo
         "queries_without_judgment": int((queries < 0).sum()),
         **({"own_ids_dropped": dropped} if drop_own_id else {}),
     }
-    return facts | summarise(judged, None), per_query(judged, judgments.query_ids, judgments.query_ids, None)
+    table = per_query(judged, judgments.query_ids, judgments.query_ids, None, IN_ONE_LANGUAGE)
+    return facts | summarise(judged, None, IN_ONE_LANGUAGE), table

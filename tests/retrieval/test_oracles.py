@@ -22,6 +22,7 @@ from hybrid_scale import dist
 from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.data.records import Judgment, Passage, Query, Record
 from hybrid_scale.data.writing import write_retrieval
+from hybrid_scale.protocols import ONE_LANGUAGE
 from hybrid_scale.retrieval.bias import peer, peer_refusal
 from hybrid_scale.retrieval.evaluate import evaluate, judge, languages_of, outcome, own_passages, positive, without
 from hybrid_scale.retrieval.index import Shard, count_in_shard, judged_keys, search_shards
@@ -83,7 +84,7 @@ def by_shards(task: RetrievalSet, shards: int, k: int, out: Path) -> dict[str, A
     above = sum(count_in_shard(queries, part, pairs[:, 0], wanted, language[part.numbers], len(names)) for part in parts)
     assert isinstance(above, np.ndarray)
     scores, numbers = search_shards(queries, parts, k)
-    return outcome(task, judge(task, above), scores, numbers, None, out)
+    return outcome(task, judge(task, above), scores, numbers, out)
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +262,7 @@ def test_per_query_of_a_set_without_multilingual_pools(tmp_path: Path) -> None:
     task = write_task(tmp_path / "mono", languages=("en",))
     queries = len(task.queries)
     above = np.zeros((len(positive(task)), 1), np.int64)
-    table = per_query(judge(task, above), task.queries.column("id"), task.queries.column("group"), None)
+    table = per_query(judge(task, above), task.queries.column("id"), task.queries.column("group"), None, ONE_LANGUAGE)
     assert set(table.column("pool").to_pylist()) == {"union"}
     assert table.num_rows == queries
     assert table.column("rank_distance").null_count == queries

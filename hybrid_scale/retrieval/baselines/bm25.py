@@ -8,7 +8,8 @@ Tokens, by the language of the text, whatever spelling its code has (`hybrid_sca
     where the script has no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese): pairs of neighbouring characters
     inside each run without white space
 `stem` reduces words by Snowball's stemmer of the text's language where there is one (PyStemmer), else leaves them.
-One index holds the whole corpus: document frequencies count passages of all languages.
+One index holds the whole corpus: document frequencies count passages of all languages. Where the set's protocol ranks a query
+in the corpus of its own language, each language has an index of its own.
 A query without a known word scores 0 everywhere, as does every query where the corpus has no word. Knows no vector and no
 measure. Needs bm25s (extra `eval`).
 
@@ -100,9 +101,13 @@ def _stemmer(language: str) -> Callable[[list[str]], list[str]]:
 
 
 class Bm25:
-    """An index over the corpus of `task`; `scores(query)` are float32 [P]."""
+    """An index over the corpus of `task`; `scores(query)` are float32 [P].
 
-    def __init__(self, task: RetrievalSet, tokenizer: Tokenizer | None = None):
+    `by_language`: an index for the passages of each language, with their own document frequencies. A query is scored in that
+    of its language, and every other passage scores -infinity.
+    """
+
+    def __init__(self, task: RetrievalSet, tokenizer: Tokenizer | None = None, by_language: bool = False):
         try:
             import bm25s
         except ImportError:
@@ -110,17 +115,24 @@ class Bm25:
         self.tokenizer = tokenizer or Tokenizer()
         self.passages = len(task.corpus)
         self.queries = self.tokenizer.of(task.queries)
-        self.index = bm25s.BM25(k1=K1, b=B, method="lucene")
-        self.vocabulary: dict[str, int] = {}
         tokens = self.tokenizer.of(task.corpus)
-        if any(tokens):  # bm25s can't index a corpus without a word
-            self.index.index(tokens, show_progress=False)
-            self.vocabulary = self.index.vocab_dict
+        every = [""] * len(tokens), [""] * len(self.queries)
+        of_passage, self.part = (task.corpus.column("lang"), task.queries.column("lang")) if by_language else every
+        self.rows: dict[str, np.ndarray] = {name: np.flatnonzero(np.array(of_passage) == name) for name in set(of_passage)}
+        self.indexes: dict[str, Any] = {}
+        for name, rows in self.rows.items():
+            texts = [tokens[row] for row in rows]
+            if any(texts):  # bm25s can't index a corpus without a word
+                self.indexes[name] = bm25s.BM25(k1=K1, b=B, method="lucene")
+                self.indexes[name].index(texts, show_progress=False)
 
     def scores(self, query: int) -> np.ndarray:
         """Scores of all passages for one query; zeros where it holds no word of the corpus."""
-        known = [word for word in self.queries[query] if word in self.vocabulary]
-        return self.index.get_scores(known) if known else np.zeros(self.passages, np.float32)
+        part, scores = self.part[query], np.full(self.passages, -np.inf, np.float32)
+        index = self.indexes.get(part)
+        known = [word for word in self.queries[query] if word in index.vocab_dict] if index else []
+        scores[self.rows.get(part, [])] = index.get_scores(known) if index and known else 0.0
+        return scores
 
 
 Scores = Callable[[int], np.ndarray]

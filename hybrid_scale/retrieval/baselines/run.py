@@ -28,6 +28,7 @@ from hybrid_scale.retrieval.evaluate import (
     languages_of,
     own_passages,
     positive,
+    protocol,
     tabulate,
     write_per_query,
 )
@@ -127,7 +128,8 @@ def bm25(task: RetrievalSet, table: Path, tokenizer: Tokenizer | None = None) ->
 
 
 def _bm25(task: RetrievalSet, table: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    index = Bm25(task, tokenizer)
+    by_language = protocol(task).pools == "own language"
+    index = Bm25(task, tokenizer, by_language)
     languages, language = languages_of(task, task.corpus)
     qrels, drop = positive(task), drops_own_id(task)
     own = own_passages(task) if drop else np.full(len(task.queries), -1)
@@ -137,8 +139,11 @@ def _bm25(task: RetrievalSet, table: Path, tokenizer: Tokenizer | None) -> dict[
     first = first_languages(task, numbers)
     write_per_query(table, task, judged, first)
     dropped = {"own_ids_dropped": int((own >= 0).sum())} if drop else {}
-    baseline = {"name": "bm25", "kind": "bm25", "settings": index.tokenizer.settings, "fitted_on": "the corpus"}
-    return {**tabulate(task, judged, first), **dropped, "baseline": baseline}
+    baseline = {"name": "bm25", "kind": "bm25", "settings": index.tokenizer.settings}
+    baseline["fitted_on"] = "the corpus of each language" if by_language else "the corpus"
+    result = {**tabulate(task, judged, first), **dropped, "baseline": baseline}
+    result.pop("union", None)  # each index knows one language: there is no order of the union
+    return result
 
 
 # --------------------------------------------------------------------------------------------------------------- dense

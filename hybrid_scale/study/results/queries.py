@@ -1,7 +1,7 @@
 """Single queries behind an evaluation (`eval/SET.parquet`) -> the values whose average is a measure, by parallel question.
 
 The columns are those that `launch/evaluate.py` writes: query, query_lang, group, pool (`union` or a passage language), relevant,
-measures; `part` where a set comes in parts, whose score is the mean over them. Knows no arm and no test.
+metrics; `part` where a set comes in parts, whose score is the mean over them. Knows no arm and no test.
 """
 
 import math
@@ -22,6 +22,10 @@ AGREEMENT = 1e-6
 """Between a mean in the JSON file and the mean over its single queries: both are sums of the same float64 numbers."""
 
 
+ONE_POOL = ("ndcg@10", "recall@100", "mrr@10", "mrr@100", "map", "r@1")
+"""Metrics that every set has, each in the pool that its protocol says."""
+
+
 @dataclass(frozen=True)
 class Cut:
     """Which rows and column a measure averages, and over what its macro average goes."""
@@ -40,21 +44,27 @@ CUTS = {
     "cross_r@1": Cut("r@1", "other", "language pair"),
     "multi_r@10": Cut("recall@10", "union", "query language"),
     "rank_distance": Cut("rank_distance", "union", "query language"),
-    **{name: Cut(name, "union", "none") for name in ("ndcg@10", "recall@100", "mrr@10", "map", "r@1")},
+    **{name: Cut(name, "union", "none") for name in ONE_POOL},
 }
-"""Measure -> where it comes from (the definitions are those of `launch/evaluate.py`'s measures)."""
+"""Metric -> where it comes from (the definitions are those of retrieval/measures.py)."""
+OWN_LANGUAGE_CUTS = {name: Cut(name, "own", "query language") for name in ONE_POOL}
+"""The same where the set's protocol ranks a query in the corpus of its own language (MIRACL, Mr. TyDi; protocols.py)."""
 
 
 @dataclass(frozen=True)
 class Queries:
-    """One evaluation's single queries; `fingerprint` tells the prepared set ("" where the file doesn't)."""
+    """One evaluation's single queries; `fingerprint` tells the prepared set ("" where the file doesn't).
+
+    `pools`: those of the set's protocol; "" in a file of an earlier version, which knew the union only.
+    """
 
     table: pd.DataFrame
     fingerprint: str
+    pools: str = ""
 
     def values(self, key: str) -> pd.DataFrame | None:
         """Columns `query`, `pool`, `cluster`, `stratum`, `value`; None: the measure isn't in the table."""
-        cut = CUTS.get(key)
+        cut = (OWN_LANGUAGE_CUTS if self.pools == "own language" else CUTS).get(key)
         if cut is None or cut.column not in self.table:
             return None
         chosen = self.table[_rows(self.table, cut)]
@@ -102,7 +112,7 @@ def read_queries(path: Path) -> Queries:
     parts = [name for name in ("part",) if name in table.column_names]
     wanted = [*NAMES, *parts, *dict.fromkeys(cut.column for cut in CUTS.values() if cut.column in table.column_names)]
     frame = table.select(wanted).to_pandas()
-    return Queries(frame, facts.get(b"fingerprint", b"").decode())
+    return Queries(frame, facts.get(b"fingerprint", b"").decode(), facts.get(b"pools", b"").decode())
 
 
 def contradiction(content: Mapping[str, Any], queries: Queries, name: str) -> str | None:

@@ -6,6 +6,7 @@ import pytest
 from pyarrow import parquet
 
 from hybrid_scale.errors import RunError
+from hybrid_scale.protocols import SEVERAL_LANGUAGES
 from hybrid_scale.retrieval.measures import Judged, per_query, summarise
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.study.results.queries import CUTS, clusters, contradiction, macro_mean, read_queries
@@ -31,10 +32,10 @@ def test_every_measure_is_that_of_the_evaluation(tmp_path: Path) -> None:
     """The evaluation's own averages (retrieval.measures) from its own table of single queries."""
     found = judged()
     ids = [f"q{n}" for n in range(len(found.query_language))]
-    table = per_query(found, ids, [str(n // 3) for n in range(len(ids))], None)
+    table = per_query(found, ids, [str(n // 3) for n in range(len(ids))], None, SEVERAL_LANGUAGES)
     path = tmp_path / "x.parquet"
     parquet.write_table(table, path)
-    queries, stated = read_queries(path), summarise(found, 90)["metrics"]
+    queries, stated = read_queries(path), summarise(found, 90, SEVERAL_LANGUAGES)["metrics"]
     assert set(CUTS) <= set(stated)
     for key in CUTS:
         values = queries.values(key)
