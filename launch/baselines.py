@@ -1,7 +1,8 @@
 """Score baselines on prepared retrieval sets: BM25, published encoders, given vectors, vectors without their language.
 
     python launch/baselines.py data/scifact data/xquad_r --out baselines --bm25
-    python launch/baselines.py data/xquad_r --out baselines --encoder intfloat/multilingual-e5-small --query-prompt "query: "
+    python launch/baselines.py data/xquad_r --out baselines --encoder intfloat/multilingual-e5-small \\
+        --query-prompt "query: " --passage-prompt "passage: "
     python launch/baselines.py data/xquad_r --out baselines --embeddings vectors/me5-small --remove language_mean lir:1
 
 Each result is OUT/NAME/eval/SET.json, as a run directory has it. --remove adds, for every encoder and every folder of vectors,
@@ -14,7 +15,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hybrid_scale import dist
 from hybrid_scale.command_line import read_arguments
@@ -26,6 +27,7 @@ from hybrid_scale.retrieval.baselines.languages import parse
 from hybrid_scale.retrieval.baselines.run import Results, Room, Table, bm25, dense_results, results_on, without
 from hybrid_scale.retrieval.parts import beside, open_sets
 from hybrid_scale.retrieval.published_encoder import POOLINGS, Encoder, EncoderOptions
+from hybrid_scale.retrieval.vectors import Similarity, similarity_note
 from hybrid_scale.runs import check_writable
 
 
@@ -43,6 +45,8 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, help="cut texts here")
     parser.add_argument("--batch", type=int, default=32, help="texts at a time")
     parser.add_argument("--embeddings", type=Path, nargs="+", default=[], help="folders with vectors; one per data set, in order")
+    kind = "score of --embeddings: of the vectors as they stand (inner_product, the default), or at unit length (cosine)"
+    parser.add_argument("--similarity", choices=get_args(Similarity), default="inner_product", help=kind)
     parser.add_argument("--remove", nargs="+", default=[], metavar="METHOD", help="language_mean, lir, lir:R")
     parser.add_argument("--save-vectors", type=Path, help="also keep encoders' vectors, as FOLDER/ENCODER/SET")
     room = "memory for a rank's passages; beyond it they are read from disk (default 4)"
@@ -88,12 +92,14 @@ def results(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for folder, directory in zip(chosen.embeddings, chosen.data, strict=False):
 
         def of_folder(task: RetrievalSet, table: Table, folder: Path = folder, directory: Path = directory) -> Results:
-            vectors = baselines.given(beside(folder, directory, task), task, folder.name, room)
+            vectors = baselines.given(beside(folder, directory, task), task, folder.name, room, chosen.similarity)
             return dense_results(task, table, vectors, "embeddings", removals, room)
 
         yield from results_on(directory, chosen.out, of_folder)
     for model in chosen.encoder:
         encoder = Encoder(options(chosen, model))
+        if dist.rank() == 0 and (missing := encoder.missing_prompts()):
+            print(f"warning: {missing}", file=sys.stderr)
         for directory in chosen.data:
 
             def of_encoder(task: RetrievalSet, table: Table, encoder: Encoder = encoder, directory: Path = directory) -> Results:
@@ -121,6 +127,9 @@ def options(chosen: argparse.Namespace, model: str) -> EncoderOptions:
 def line(result: dict[str, Any]) -> str:
     headline, metrics = result["protocol"]["headline"], result["metrics"]
     values = [f"{name} {metrics[name]:.4f}" for name in headline if metrics.get(name) is not None]
+    settings = result["baseline"]["settings"]
+    if settings.get("passage_lengths"):
+        values.append(f"[{similarity_note(settings['similarity'], settings['passage_lengths'])}]")
     return f"{result['baseline']['name']:32s} {result['task']:20s} {'  '.join(values)}"
 
 

@@ -18,7 +18,7 @@ FILE.json holds the values of single queries. Files of another kind are never ov
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hybrid_scale import dist
 from hybrid_scale.checkpoints import chosen as checkpoint_of
@@ -32,7 +32,7 @@ from hybrid_scale.retrieval.evaluate import evaluate, evaluate_run_file, write_t
 from hybrid_scale.retrieval.parts import beside, one_set, open_sets, score_all
 from hybrid_scale.retrieval.scored_model import ScoredModel
 from hybrid_scale.retrieval.trec import check_ids, score_files, write_qrels
-from hybrid_scale.retrieval.vectors import open_embeddings
+from hybrid_scale.retrieval.vectors import Similarity, open_embeddings, passage_lengths, similarity_note
 from hybrid_scale.runs import RunDirectory, check_writable, read_json, write_json
 
 
@@ -53,6 +53,8 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--qrels-out", type=Path, help="also write the judgments of the set as TREC qrels")
     order = "order of --run-in: `score` as trec_eval (ties by the higher id), or its column `rank`"
     parser.add_argument("--run-order", choices=["score", "rank"], default="score", help=order)
+    kind = "score of --embeddings: of the vectors as they stand (inner_product, the default), or at unit length (cosine)"
+    parser.add_argument("--similarity", choices=get_args(Similarity), help=kind)
     own = "a passage with the query's id is no result (BEIR's rule; by default as the prepared set says)"
     parser.add_argument("--drop-own-id", action=argparse.BooleanOptionalAction, default=None, help=own)
     parser.add_argument("--memory-gib", type=float, help="memory for a rank's vectors (default: evaluation.shard_memory_gib)")
@@ -68,6 +70,9 @@ def _refuse_contradictions(parser: argparse.ArgumentParser, chosen: argparse.Nam
         parser.error(f"--memory-gib is {chosen.memory_gib}: it must be above 0")
     if chosen.run_order != "score" and not chosen.run_in:
         parser.error("--run-order needs --run-in")
+    if chosen.similarity and not chosen.embeddings:
+        parser.error("--similarity needs --embeddings: a model's own vectors are of unit length")
+    chosen.similarity = chosen.similarity or "inner_product"
     if chosen.out.suffix != ".json":
         parser.error(f"--out is {chosen.out}: its name must end in .json (the table beside it in .parquet)")
     if chosen.best and not chosen.run:
@@ -97,6 +102,8 @@ def summary(result: dict[str, Any]) -> str:
     rule = result.get("protocol")
     lines = [f"  scored as {rule['name']}: pools {rule['pools']}, {rule['mean']}", *lines] if rule else lines
     notes = [f"  {result[key]} {key.replace('_', ' ')}{meaning}" for key, meaning in COUNTS.items() if result.get(key)]
+    if "similarity" in result:
+        notes.append(f"  scores: {similarity_note(result['similarity'], result.get('passage_lengths'))}")
     refusals = [f"  no {name}: {reason}" for name, reason in result["refused"].items()]
     if result.get("in_domain", {}).get("verdict"):
         notes.append(f"  in-domain: trained on {', '.join(result['in_domain']['sources'])}")
@@ -150,12 +157,15 @@ def score(chosen: argparse.Namespace) -> dict[str, Any]:
 
     def score_one(task: RetrievalSet, per_query_file: Path | None) -> dict[str, Any]:
         if model is None:
-            queries, shard = open_embeddings(beside(chosen.embeddings, chosen.data, task), task, chosen.memory_gib or 4.0)
+            folder = beside(chosen.embeddings, chosen.data, task)
+            queries, shard = open_embeddings(folder, task, chosen.memory_gib or 4.0, chosen.similarity)
         else:
             store = beside(chosen.store or model.home / chosen.data.name / model.point, chosen.data, task)
             queries, shard = model.vectors(task, store, chosen.memory_gib)
         result = evaluate(task, queries, shard, chosen.top_k, chosen.run_file, per_query_file, chosen.drop_own_id)
-        return {**result, "in_domain": trained_on(task, model.config)} if model and chosen.run else result
+        if model is None:
+            return {**result, "similarity": chosen.similarity, "passage_lengths": passage_lengths(folder)}
+        return {**result, "in_domain": trained_on(task, model.config)} if chosen.run else result
 
     return score_all(chosen.data, score_one, per_query, dist.first_rank_does)
 

@@ -7,6 +7,7 @@ Each rank encodes its slice of the corpus on its own device. Knows no measure. N
 Shapes: Q queries, P passages, n of them on this rank, D dimensions.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from hybrid_scale.errors import ModelError, describe
 
 POOLINGS = ("mean", "cls", "lasttoken", "max")
 TEXTS_AT_ONCE = 8192
+E5 = re.compile(r"(^|[-_/.])e5([-_/.]|$)", re.IGNORECASE)
+"""Names of encoders of the E5 family, which were trained with `query: ` and `passage: ` and whose folders hold no prompts."""
+E5_PROMPTS = {"query": "query: ", "passage": "passage: "}
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,24 @@ class Encoder:
             **{"pooling": self.options.pooling, "normalise": self.options.normalise},
             **{"max_tokens": self.model.max_seq_length, "dimensions": self.model.get_embedding_dimension()},
         }
+
+    def missing_prompts(self) -> str | None:
+        """What to say of an E5 encoder without its prompts; None where they are given, or it is another encoder."""
+        inner = str(getattr(getattr(self.model[0], "auto_model", None), "name_or_path", ""))
+        paths = [Path(self.options.model), Path(inner)]
+        # The last part, and what a cache of the Hub names models--USER--NAME; other folders above may have any name.
+        names = [part for path in paths for part in path.parts if part == path.name or part.startswith("models--")]
+        if not any(map(E5.search, names)):
+            return None
+        used = self.settings["prompts"]
+        wanted = {role: text for role, text in E5_PROMPTS.items() if not used[role]}
+        if any(re.search("instruct|mistral", name, re.IGNORECASE) for name in names):
+            wanted.pop("passage", None)  # its instruction stands before queries alone
+        if not wanted:
+            return None
+        options = " ".join(f"--{role}-prompt {text!r}" for role, text in wanted.items())
+        rule = "encoders of the E5 family must get the prompts they were trained with, else they score several points lower"
+        return describe(f"encoder {self.options.model}", f"no prompt of {' and '.join(wanted)}", rule, f"Give {options}.")
 
     def queries(self, texts: list[str]) -> np.ndarray:
         """float32 [len(texts), D]"""

@@ -4,12 +4,14 @@
     DIR/corpus.npy   DIR/corpus_ids.txt     float16 or float32 [passages, dimensions], one id a line
     DIR/queries.npy  DIR/queries_ids.txt    the same for queries
 
-Given rows may be in any order; ids must be those of the retrieval set, each once. The corpus stays on disk (matrices are
+Given rows may be in any order; ids must be those of the retrieval set, each once. Scores are inner products of the vectors as
+they stand, or cosines: inner products of the vectors at unit length. The corpus stays on disk (matrices are
 memory-mapped, stores read in blocks where they exceed the memory given), and each rank opens an equal slice of its rows.
 Knows no model and no measure.
 """
 
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,15 +22,63 @@ from hybrid_scale.data.prepared import RetrievalSet, TextTable
 from hybrid_scale.data.text import Role
 from hybrid_scale.errors import DataError, describe
 from hybrid_scale.retrieval.encode import texts_digest
-from hybrid_scale.retrieval.index import Shard
+from hybrid_scale.retrieval.index import Shard, Vectors
 from hybrid_scale.retrieval.store import Store, open_store, refuse_difference
 from hybrid_scale.retrieval.stored import StoredVectors
 
+Similarity = Literal["inner_product", "cosine"]
 SHOWN_IDS = 3
+LENGTHS_OF = 4096
+"""Passages whose lengths are looked at."""
+UNIT = 0.01
+"""Lengths that differ from 1 by no more are those of unit vectors, rounded."""
 
 
-def open_embeddings(directory: Path | str, task: RetrievalSet, memory_gib: float = 4.0) -> tuple[np.ndarray, Shard]:
-    """Query vectors float32 [Q, D] in the task's order, and this rank's shard of the corpus.
+class UnitRows:
+    """The rows of a matrix float16 or float32 [n, D] at unit length, float32, made when they are asked for; zeros stay zeros."""
+
+    def __init__(self, rows: Vectors):
+        self.rows = rows
+        self.shape: tuple[int, ...] = rows.shape
+        self.ndim, self.dtype = 2, np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return at_unit_length(np.asarray(self.rows[rows]))
+
+
+def at_unit_length(rows: np.ndarray) -> np.ndarray:
+    """float32, each row of [..., D] divided by its length, which is summed in float64."""
+    wide = rows.astype(np.float64)
+    length = np.sqrt((wide**2).sum(-1, keepdims=True))
+    return np.divide(wide, length, out=np.zeros_like(wide), where=length > 0).astype(np.float32)
+
+
+def passage_lengths(directory: Path | str) -> tuple[float, float] | None:
+    """Shortest and longest of the first given passages' vectors; None where all have unit length, or the folder holds stores."""
+    path = Path(directory) / "corpus.npy"
+    if not path.is_file():
+        return None
+    lengths = np.linalg.norm(_open_matrix(path)[:LENGTHS_OF].astype(np.float64), axis=1)
+    least, most = float(lengths.min(initial=np.inf)), float(lengths.max(initial=0))
+    return None if 1 - UNIT <= least <= most <= 1 + UNIT or least > most else (least, most)
+
+
+def similarity_note(similarity: Similarity, lengths: tuple[float, float] | None) -> str:
+    """What scores are, for a person, with a word where the passages' lengths decide too."""
+    kind = similarity.replace("_", " ")
+    if lengths is None:
+        return f"{kind} (given vectors of unit length)"
+    given = f"given vectors of lengths {lengths[0]:.3g} to {lengths[1]:.3g}"
+    return f"{kind} ({given}; --similarity cosine leaves these out)" if similarity == "inner_product" else f"{kind} ({given})"
+
+
+def open_embeddings(
+    directory: Path | str, task: RetrievalSet, memory_gib: float = 4.0, similarity: Similarity = "inner_product"
+) -> tuple[np.ndarray, Shard]:
+    """Query vectors float32 [Q, D] in the task's order, and this rank's shard of the corpus; `cosine`: both at unit length.
 
     Raises DataError (on every rank): a file is missing or not an array, rows and ids differ in number, ids that the task
     doesn't know or that are missing, an id twice, NaN or infinity, queries and corpus of different dimensions; a store of
@@ -37,8 +87,14 @@ def open_embeddings(directory: Path | str, task: RetrievalSet, memory_gib: float
     directory = Path(directory)
     if (directory / "corpus" / "manifest.json").is_file():
         queries, corpus = (dist.together(lambda kind=kind: open_store(directory / kind)) for kind in ("queries", "corpus"))
-        return open_stored(queries, corpus, task, memory_gib)
-    return dist.together(lambda: _open(directory, task))
+        query_vectors, shard = open_stored(queries, corpus, task, memory_gib)
+    else:
+        query_vectors, shard = dist.together(lambda: _open(directory, task))
+    if similarity == "cosine":
+        rows = UnitRows(shard.vectors)
+        whole = dist.together(lambda: Shard(shard.numbers, rows, shard.name, block_bytes=shard.block_bytes))
+        return at_unit_length(query_vectors), whole
+    return query_vectors, shard
 
 
 def open_stored(

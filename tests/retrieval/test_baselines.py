@@ -247,6 +247,24 @@ def test_an_encoder_gives_what_transformers_gives(plain_encoder: Path, tmp_path:
     assert encoder.settings["prompts"]["query"] == "query: "
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "missing"),
+    [
+        ("multilingual-e5-small", {}, "--query-prompt 'query: ' --passage-prompt 'passage: '"),
+        ("e5_base_v2", {"query_prompt": "query: "}, "Give --passage-prompt 'passage: '."),
+        ("multilingual-e5-large-instruct", {}, "Give --query-prompt 'query: '."),
+        ("e5-small", {"query_prompt": "query: ", "passage_prompt": "passage: "}, None),
+        ("e5000-model", {}, None),
+    ],
+)
+def test_e5_without_its_prompts_is_said(
+    plain_encoder: Path, tmp_path: Path, name: str, given: dict[str, str], missing: str | None
+) -> None:
+    (tmp_path / name).symlink_to(plain_encoder)
+    said = Encoder(EncoderOptions(str(tmp_path / name), **given)).missing_prompts()  # type: ignore[arg-type]
+    assert said is None if missing is None else missing in str(said)
+
+
 def test_encoders_that_can_not_be_opened(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="can't be opened"):
         Encoder(EncoderOptions(str(tmp_path / "nothing")))

@@ -1,5 +1,6 @@
 """Given embeddings: any order of rows, slices of ranks, and the message of each thing that can be wrong."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from hybrid_scale import dist
 from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.errors import DataError
-from hybrid_scale.retrieval.vectors import open_embeddings, read_ids
+from hybrid_scale.retrieval.vectors import open_embeddings, passage_lengths, read_ids, similarity_note
+from launch.evaluate import main
 from tests.ranks import run_ranks
 from tests.retrieval.worlds import vectors, write_embeddings, write_task
 
@@ -32,6 +34,39 @@ def test_rows_are_matched_by_id(task: RetrievalSet, folder: Path) -> None:
     assert sorted(shard.numbers) == list(range(len(task.corpus)))
     assert isinstance(shard.vectors.base, np.memmap)
     assert shard.vectors.dtype == np.float16
+
+
+def test_vectors_of_any_length_score_as_asked(task: RetrievalSet, folder: Path) -> None:
+    """Cosines by hand; a row of zeros scores 0; the note says what was given."""
+    queries, corpus = (matrix.astype(np.float64) for matrix in vectors(task))
+    unit = lambda rows: rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)  # noqa: E731
+    asked, shard = open_embeddings(folder, task, similarity="cosine")
+    np.testing.assert_allclose(asked, unit(queries), atol=1e-7)
+    np.testing.assert_allclose(shard.vectors[:], unit(corpus)[shard.numbers], atol=1e-7)
+    np.testing.assert_array_equal(shard.vectors[np.array([3, 1])], shard.vectors[0:4][[3, 1]])
+    assert shard.largest_norm == pytest.approx(1, abs=1e-6)
+    lengths = passage_lengths(folder)
+    norms = np.linalg.norm(corpus, axis=1)
+    assert lengths == (pytest.approx(norms.min()), pytest.approx(norms.max()))
+    assert "inner product (given vectors of lengths" in similarity_note("inner_product", lengths)
+    np.save(folder / "corpus.npy", unit(corpus + 1e-3).astype(np.float16))
+    assert passage_lengths(folder) is None
+    assert similarity_note("cosine", None) == "cosine (given vectors of unit length)"
+
+
+def test_the_script_says_what_scores_are(
+    task: RetrievalSet, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(task.directory), "--embeddings", str(folder), "--out", str(tmp_path / "a.json")]
+    results = []
+    for chosen in ([], ["--similarity", "cosine"]):
+        assert main([*given, *chosen]) == 0
+        results.append(json.loads((tmp_path / "a.json").read_text()))
+    assert [result["similarity"] for result in results] == ["inner_product", "cosine"]
+    assert results[0]["metrics"]["map"] != results[1]["metrics"]["map"]
+    assert "scores: inner product (given vectors of lengths" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([str(task.directory), "--config", "x.yaml", "--out", "x.json", "--similarity", "cosine"])
 
 
 def held(data: Path, folder: Path) -> list[int] | str:

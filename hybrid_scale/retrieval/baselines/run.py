@@ -36,7 +36,7 @@ from hybrid_scale.retrieval.index import Shard
 from hybrid_scale.retrieval.parts import is_in_parts, join_tables, mean_of, open_sets, table_of
 from hybrid_scale.retrieval.published_encoder import Encoder, encode_set
 from hybrid_scale.retrieval.spill import Spill
-from hybrid_scale.retrieval.vectors import open_embeddings
+from hybrid_scale.retrieval.vectors import Similarity, open_embeddings, passage_lengths
 from hybrid_scale.runs import RunDirectory, atomic_path, write_json, write_text
 
 TOP_K = 100
@@ -149,10 +149,11 @@ def _bm25(task: RetrievalSet, table: Path, tokenizer: Tokenizer | None) -> dict[
 # --------------------------------------------------------------------------------------------------------------- dense
 
 
-def given(directory: Path, task: RetrievalSet, name: str, room: Room) -> Vectors:
+def given(directory: Path, task: RetrievalSet, name: str, room: Room, similarity: Similarity = "inner_product") -> Vectors:
     """Vectors of a folder as `vectors.py` describes it."""
-    queries, shard = open_embeddings(directory, task, room.memory_bytes / 2**30)
-    return Vectors(name, queries, shard, {"embeddings": str(directory)})
+    queries, shard = open_embeddings(directory, task, room.memory_bytes / 2**30, similarity)
+    settings = {"similarity": similarity, "passage_lengths": passage_lengths(directory)}
+    return Vectors(name, queries, shard, {"embeddings": str(directory), **settings})
 
 
 @contextmanager
