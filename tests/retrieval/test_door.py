@@ -69,7 +69,9 @@ def test_a_run_is_encoded_once_and_scores_as_in_training(folder: Path, capsys: p
     assert scored(folder, "--run", str(run.path)) == result
     assert stamps(store) == before
     assert result.pop("in_domain") == {"verdict": None, "sources": []}
-    assert scored(folder, "--embeddings", str(store)) == result
+    given = scored(folder, "--embeddings", str(store))
+    assert (given.pop("similarity"), given.pop("passage_lengths")) == ("inner_product", None)
+    assert given == result
     (store / "corpus" / "part_00000.npy").write_bytes(b"")
     capsys.readouterr()
     again = scored(folder, "--run", str(run.path))
