@@ -38,6 +38,7 @@ MONOLINGUAL = (
     Metric("map", "mAP"),
 )
 OTHERS = (
+    Metric("mrr@100", "MRR@100"),
     Metric("cross_r@1", "cross R@1"),
     Metric("multi_r@10", "multi R@10"),
     Metric("rank_distance_normalised", "rank distance / candidates", higher_is_better=False),
