@@ -76,8 +76,12 @@ def primary_family(config: StudyConfig, runs: Sequence[PlannedRun], where: str) 
     """Raises ConfigError: an arm, model or set that the study doesn't have."""
     samplers = {run.arm: run.config.sampler for run in runs}
     arms = {name: ArmType(sampler.arm, sampler.alpha if sampler.arm == "hybrid" else None) for name, sampler in samplers.items()}
-    sets = dict.fromkeys((*(name for run in runs for name in run.config.data.evaluate), *config.evaluate))
-    return declared(config, arms, tuple(sets), where)
+    return declared(config, arms, evaluated(config, runs), where)
+
+
+def evaluated(config: StudyConfig, runs: Sequence[PlannedRun]) -> tuple[str, ...]:
+    """Folders of all retrieval sets that these runs are scored on, by the training or after it."""
+    return tuple(dict.fromkeys((*(name for run in runs for name in run.config.data.evaluate), *config.evaluate)))
 
 
 def plan_study(path: Path, settings: Sequence[str] = ()) -> Plan:
@@ -103,8 +107,7 @@ def _plan_after_pilot(config: StudyConfig, path: Path, settings: Sequence[str]) 
     chosen = read_chosen(pilot.directory)
     plan = expand(with_chosen(config, chosen, str(path)) if chosen else config, _base_tree(config, path), str(path), settings)
     development = pilot.config.choose.metric.partition(":")[0]
-    scored = {Path(name).name for name in (*config.evaluate, *(one for run in plan.runs for one in run.config.data.evaluate))}
-    if development in scored:
+    if development in {Path(name).name for name in evaluated(config, plan.runs)}:
         rule = f"the pilot '{pilot.config.study.name}' chooses on this set, so this study must not be scored on it"
         raise ConfigError(describe(f"{path}: evaluate", development, rule, "Let the pilot choose on a development set."))
     if chosen:
@@ -287,7 +290,7 @@ def _refuse_an_empty_choice(config: StudyConfig, runs: Sequence[PlannedRun], whe
     if without or len({_shown(value) for value in values.values()}) < len(values):
         rule = f"every arm of a pilot must set another {config.choose.setting}"
         raise ConfigError(describe(f"{where}: arms", values, rule, "One arm for each value to try."))
-    scored = {Path(name).name for name in (*config.evaluate, *(one for run in runs for one in run.config.data.evaluate))}
+    scored = {Path(folder).name for folder in evaluated(config, runs)}
     name = config.choose.metric.partition(":")[0]
     if name not in scored:
         raise ConfigError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybrid_scale.pages.parts import MARK, NOTHING, Cell, Plot, Row, Table
-from hybrid_scale.study.grid import Plan
+from hybrid_scale.study.grid import Plan, evaluated
 from hybrid_scale.study.report import words
 from hybrid_scale.study.report.scores_table import Column, scores_table
 from hybrid_scale.study.report.trade_off_plot import trade_off
@@ -120,7 +120,7 @@ def _beside(shown: Mapping[str, Sequence[Arm]], columns: Sequence[Column], refer
 
 def _figure(plan: Plan, by_task: Mapping[str, Sequence[Arm]], references: Sequence[Reference]) -> Plot | None:
     """The trade-off on the first set in several languages, in the order of the study file."""
-    order = [Path(name).name for run in plan.runs[:1] for name in (*run.config.data.evaluate, *plan.config.evaluate)]
+    order = [Path(name).name for name in evaluated(plan.config, plan.runs[:1])]
     directories = {run.id: run.directory for run in plan.runs}
     for task in sorted(by_task, key=lambda task: order.index(task) if task in order else len(order)):
         found = standings(task, by_task[task], directories)

@@ -19,7 +19,7 @@ from hybrid_scale.pages.parts import MARK, Plot, Table
 from hybrid_scale.runs import RunDirectory, atomic_path, read_json, write_text
 from hybrid_scale.statistics import FEWEST_SEEDS, RESAMPLES
 from hybrid_scale.study.family import BEIR
-from hybrid_scale.study.grid import Plan, PlannedRun, flat
+from hybrid_scale.study.grid import Plan, PlannedRun, evaluated, flat
 from hybrid_scale.study.report import figures, predictions, tables, words
 from hybrid_scale.study.report.first import first
 from hybrid_scale.study.report.plots import Look, looks
@@ -31,7 +31,7 @@ from hybrid_scale.study.results.collect import Collected, collect, strangers, wa
 from hybrid_scale.study.results.comparisons import Comparison, cautions, compare
 from hybrid_scale.study.results.fits import FARTHEST, FEWEST_SIZES
 from hybrid_scale.study.results.primary import Claim, claims, sorted_out
-from hybrid_scale.study.results.references import Reference, in_domain, references
+from hybrid_scale.study.results.references import Reference, final_results, in_domain, references
 from hybrid_scale.study.results.scaling import Law, Priced, laws, priced
 from hybrid_scale.study.results.scores import arms, headline_metrics, tasks
 from hybrid_scale.study.results.trends import Trend, trends
@@ -119,8 +119,9 @@ def report(plan: Plan) -> Path:
 def render(plan: Plan, collected: Collected, judged: Judged | None = None) -> str:
     judged = judged or Judged.of(plan, collected)
     look, runs = looks(plan.arms), collected.runs
-    stand_beside, faults = references(plan, collected)
-    domains = in_domain(plan, collected)
+    results = final_results(plan, collected)
+    stand_beside, faults = references(plan, collected, results)
+    domains = in_domain(results)
     flags = dict.fromkeys(domains, "in-domain")
     details = [_task(plan, collected, judged, stand_beside, flags, name, look) for name in _shown(plan, collected)]
     drawn = {f"{where}:{task.name}": plots for task in details for where, plots in task.figures.items()}
@@ -187,7 +188,7 @@ def _shown(plan: Plan, collected: Collected) -> list[str]:
 
 def _members(plan: Plan, collected: Collected) -> list[str]:
     """Sets that count in BEIR's mean, where there are several: their comparisons are in the file alone."""
-    folders = {Path(name) for run in plan.runs for name in (*run.config.data.evaluate, *plan.config.evaluate)}
+    folders = {Path(name) for name in evaluated(plan.config, plan.runs)}
     names = {folder.name for folder in folders if folder.parent.name == BEIR and folder.name != "nq"}
     found = [task for task in tasks(collected) if task in names]
     return found if len(found) > 1 else []

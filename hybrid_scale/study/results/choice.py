@@ -3,9 +3,11 @@
 The best mean over finished seeds on a development set; ties go to the value listed first. Knows no HTML.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hybrid_scale.config import RunConfig
 from hybrid_scale.runs import write_text
 from hybrid_scale.study.grid import Plan, setting
 from hybrid_scale.study.pilot import CHOSEN, Candidate, Choice, Chosen
@@ -19,21 +21,21 @@ def choose(plan: Plan, collected: Collected) -> Chosen | None:
     if wanted is None:
         return None
     name, key = wanted.metric.split(":")
-    members = arms(collected, name)
+    members, configs = arms(collected, name), {run.id: run.config for run in plan.runs}
     models: dict[str, Choice] = {}
     for model in dict.fromkeys(run.model or "" for run in plan.runs):
-        tried = [_candidate(plan, arm, key, wanted.setting) for arm in members if arm.model == model or not model]
+        tried = [_candidate(arm, key, wanted.setting, configs) for arm in members if arm.model == model or not model]
         if any(candidate is None for candidate in tried) or not tried:
             return None
         models[model or "base"] = _best([one for one in tried if one is not None], METRICS[key].higher_is_better)
     return Chosen(study=plan.config.study.name, setting=wanted.setting, metric=wanted.metric, models=models)
 
 
-def _candidate(plan: Plan, arm: Arm, metric: str, key: str) -> Candidate | None:
+def _candidate(arm: Arm, metric: str, key: str, configs: Mapping[str, RunConfig]) -> Candidate | None:
+    """The arm's value of `key` with its score; None where no run of it counts. `configs`: by run."""
     if metric not in arm.scores:
         return None
-    by_id = {run.id: run for run in plan.runs}
-    value: Any = setting(by_id[next(iter(arm.run_of.values()))].config, key)
+    value: Any = setting(configs[next(iter(arm.run_of.values()))], key)
     score = arm.scores[metric]
     return Candidate(value=value, score=score.mean, seeds=len(score.by_seed))
 

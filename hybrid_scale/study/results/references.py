@@ -5,7 +5,7 @@ training data.
 A result of another version of a set doesn't count, and is told. Knows no HTML.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,11 @@ class Reference:
     """Whose arms it stands with; None: with all."""
 
 
-def references(plan: Plan, collected: Collected) -> tuple[list[Reference], list[str]]:
+Results = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Set -> the evaluations of the study's finished models on it."""
+
+
+def references(plan: Plan, collected: Collected, results: Results) -> tuple[list[Reference], list[str]]:
     """The untrained bases in the order of their groups, then the baselines by name; and what of them doesn't count,
     with the reason."""
     start = {task: untrained(collected, task) for task in tasks(collected)}
@@ -46,7 +50,10 @@ def references(plan: Plan, collected: Collected) -> tuple[list[Reference], list[
         for group in groups
     ]
     faults: list[str] = []
-    fingerprints = {task: _fingerprints(plan, task) for task in start}
+    fingerprints = {
+        task: {str(content["fingerprint"]) for content in contents if content.get("fingerprint")}
+        for task, contents in results.items()
+    }
     for home in sorted((plan.directory / BASELINES).glob("*/eval")):
         reference = _baseline(home, fingerprints, faults)
         if reference.scores:
@@ -75,20 +82,20 @@ def _baseline(home: Path, fingerprints: Mapping[str, set[str]], faults: list[str
     return Reference(name, scores)
 
 
-def _fingerprints(plan: Plan, task: str) -> set[str]:
-    """Of the versions of the set on which the study's runs were scored."""
-    return {str(content["fingerprint"]) for content in _evaluations(plan, task) if content.get("fingerprint")}
-
-
-def in_domain(plan: Plan, collected: Collected) -> dict[str, tuple[str, ...]]:
+def in_domain(results: Results) -> dict[str, tuple[str, ...]]:
     """Set -> the sources in the training data that make it in-domain, for each set of which a run's evaluation says so."""
     found: dict[str, tuple[str, ...]] = {}
-    for task in tasks(collected):
-        for content in _evaluations(plan, task):
+    for task, contents in results.items():
+        for content in contents:
             said = content.get("in_domain")
             if isinstance(said, dict) and said.get("verdict"):
                 found.setdefault(task, tuple(map(str, said.get("sources") or ())))
     return found
+
+
+def final_results(plan: Plan, collected: Collected) -> Results:
+    """Every readable evaluation of the study's finished models, each file read once."""
+    return {task: list(_evaluations(plan, task)) for task in tasks(collected)}
 
 
 def _evaluations(plan: Plan, task: str) -> Iterator[dict[str, Any]]:
