@@ -132,6 +132,11 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
+def first_of_node() -> bool:
+    """Whether this rank is the first on its machine, as the launcher counts them."""
+    return world_size() == 1 or int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
 def device() -> torch.device:
     """This rank's accelerator, or the CPU."""
     return gpu.device()

@@ -9,15 +9,22 @@ launch/prepare.py reads, launch/evaluate.py is the measure.)
 """
 
 import argparse
+import hashlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from hybrid_scale import dist
+from hybrid_scale.base_files import fetch
 from hybrid_scale.checkpoints import chosen as checkpoint_of
+from hybrid_scale.checkpoints import digest_of_weights
 from hybrid_scale.command_line import read_arguments
-from hybrid_scale.config import load_config
+from hybrid_scale.config import RunConfig, load_config
 from hybrid_scale.errors import ModelError, RunError, describe
+from hybrid_scale.model.acceptance import accept
+from hybrid_scale.model.digests import check_trained_on, model_digests
+from hybrid_scale.model.weight_files import say
 from hybrid_scale.planning.planner import as_planned
 from hybrid_scale.retrieval.mteb_encoder import MtebEncoder, from_config, from_exported
 from hybrid_scale.runs import RunDirectory, check_writable, read_json
@@ -41,10 +48,26 @@ def encoder(chosen: argparse.Namespace) -> MtebEncoder:
     if chosen.exported:
         return from_exported(chosen.exported, f"{ORGANISATION}/{Path(chosen.exported).name}", "exported")
     if chosen.config:
-        return from_config(load_config(chosen.config), None, f"{ORGANISATION}/{chosen.config.stem}", "base")
+        config = load_config(chosen.config)
+        return from_config(config, None, f"{ORGANISATION}/{chosen.config.stem}", f"base-{digest_of(accepted(config))}")
     run = RunDirectory(chosen.run)
     checkpoint, config = checkpoint_of(run), as_planned(run.config(), read_json(run.manifest_file))
-    return from_config(config, checkpoint / "adapter", f"{ORGANISATION}/{chosen.run.name}", checkpoint.name)
+    base, weights = accepted(config), digest_of_weights(checkpoint)
+    say(*filter(None, [check_trained_on(checkpoint, config, base)]))
+    revision = f"{checkpoint.name}-{digest_of({**base, 'trained': weights})}"
+    return from_config(config, checkpoint / "adapter", f"{ORGANISATION}/{chosen.run.name}", revision)
+
+
+def accepted(config: RunConfig) -> dict[str, str]:
+    """The digests of a run's base, which is accepted and on this machine. Raises ModelError where it isn't accepted."""
+    fetch(config.model)
+    say(*accept(config))
+    return model_digests(config.model)
+
+
+def digest_of(facts: dict[str, str]) -> str:
+    """A short name of weights, by which mteb keeps their results apart from those of others."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def run_tasks(model: MtebEncoder, tasks: Any, out: Path) -> list[str]:

@@ -19,8 +19,10 @@ from hybrid_scale.command_line import read_arguments
 from hybrid_scale.config import RunConfig
 from hybrid_scale.data.text import load_text_encoder
 from hybrid_scale.errors import HybridScaleError, RunError, describe, explain
+from hybrid_scale.model.digests import check_trained_on, model_digests
 from hybrid_scale.model.export import export, push
 from hybrid_scale.model.trained import FORMATS, Merging, Trained
+from hybrid_scale.model.weight_files import say
 from hybrid_scale.runs import RunDirectory, read_json
 
 
@@ -56,9 +58,10 @@ def open_run(chosen: argparse.Namespace) -> Trained:
         raise RunError(describe(str(run.checkpoints), chosen.step if chosen.step is not None else "latest", rule, remedy))
     step = int(folder.name.removeprefix("step_"))
     manifest = read_json(run.manifest_file) if run.manifest_file.exists() else {}
+    weights, spoken = folder / "adapter", languages(config)
+    say(*filter(None, [check_trained_on(folder, config, model_digests(config.model))]))
     texts, scores = load_text_encoder(config), read_scores(run, step, last=step == config.training.max_steps)
     fingerprint = manifest.get("data", {}).get("fingerprint")
-    weights, spoken = folder / "adapter", languages(config)
     return Trained(config, weights, step, texts, chosen.base, spoken, fingerprint, scores, chosen.license)
 
 

@@ -36,7 +36,7 @@ PLAIN = (
     "pages",
 )
 """The ground without torch."""
-GROUND = (*PLAIN, "gpu", "dist", "checkpoints")
+GROUND = (*PLAIN, "gpu", "dist", "checkpoints", "base_files")
 MATERIALS = (*GROUND, "data", "model")
 STUDY = ("study", "study.jobs", "study.results", "study.report")
 """In their order, as PLANNING."""
@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "versions": ("errors",),
     "dist": ("errors", "config", "gpu", "launched"),
     "checkpoints": ("errors", "config", "runs", "dist"),
+    "base_files": ("errors", "config", "dist"),
     "statistics": ("errors",),
     "protocols": (),
     "pages": ("pages",),

@@ -15,8 +15,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from hybrid_scale.base_files import code_revision, locate
 from hybrid_scale.config import RunConfig
 from hybrid_scale.data.prepared import TextTable
 from hybrid_scale.errors import ModelError, describe
@@ -40,6 +41,8 @@ class TextEncoder:
     """Names everything that a token length depends on."""
     packed: bool
     """How `collate` lays texts out: end to end, or padded."""
+    rows: int | None = None
+    """Rows of the model's embedding table, where the tokenizer has ids beyond them; None: it has none."""
 
     @property
     def end(self) -> int:
@@ -55,11 +58,18 @@ class TextEncoder:
         return " ".join(part for part in (begin, "text", ends, f"({note})") if part)
 
     def encode(self, role: Role, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, at most `max_tokens[role]` of them, the last ones always the end tokens."""
+        """Token ids of each text, at most `max_tokens[role]` of them, the last ones always the end tokens.
+
+        Raises ModelError where a text holds a token that has no row in the model's embedding table.
+        """
         room = self.max_tokens[role] - len(self.begin) - len(self.ends)
         prompted = [self.prompts[role] + text for text in texts]
         ids = self.tokenizer(prompted, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        return [[*self.begin, *row[:room], *self.ends] for row in ids]
+        encoded = [[*self.begin, *row[:room], *self.ends] for row in ids]
+        if self.rows is not None:
+            for text, row in zip(texts, encoded, strict=True):
+                refuse_outside(self.tokenizer, self.rows, row, f"text {text[:40]!r}")
+        return encoded
 
     def collate(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
         """A micro-batch, on the CPU, in the order given; all int64.
@@ -82,15 +92,32 @@ def load_text_encoder(config: RunConfig) -> TextEncoder:
     settings = config.model
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            settings.base, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+            locate(settings, weights=False),
+            trust_remote_code=settings.trust_remote_code,
+            code_revision=code_revision(settings),
+        )
+        shape = AutoConfig.from_pretrained(
+            locate(settings, weights=False),
+            trust_remote_code=settings.trust_remote_code,
+            code_revision=code_revision(settings),
         )
     except (OSError, ValueError) as error:
         raise ModelError(describe("model.base", settings.base, f"no tokenizer can be loaded from it: {error}")) from None
-    return make_text_encoder(tokenizer, config)
+    return make_text_encoder(tokenizer, config, getattr(shape.get_text_config(), "vocab_size", None))
 
 
-def make_text_encoder(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> TextEncoder:
-    """See `load_text_encoder`."""
+def refuse_outside(tokenizer: PreTrainedTokenizerBase, rows: int, ids: Sequence[int], where: str) -> None:
+    """Raises ModelError where an id has no row in an embedding table of `rows`."""
+    largest = max(ids, default=0)
+    if largest >= rows:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        rule = f"its id is {largest:,} and the embedding has {rows:,} rows (the tokenizer has {len(tokenizer):,} tokens)"
+        remedy = "Enlarge the embedding of the base (resize_token_embeddings), or use its own tokenizer."
+        raise ModelError(describe(where, token, rule, remedy))
+
+
+def make_text_encoder(tokenizer: PreTrainedTokenizerBase, config: RunConfig, rows: int | None = None) -> TextEncoder:
+    """See `load_text_encoder`; `rows` of the model's embedding table, None: not known."""
     settings = config.model
     prompts: dict[Role, str] = {"query": settings.query_prompt, "passage": settings.passage_prompt}
     limits: dict[Role, int] = {"query": config.data.max_query_tokens, "passage": config.data.max_passage_tokens}
@@ -101,8 +128,14 @@ def make_text_encoder(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> 
         if limit <= fixed:
             rule = f"prompt, begin and end tokens alone take {fixed} tokens"
             raise ModelError(describe(f"data.max_{role}_tokens", limit, rule, "Raise it, or shorten the prompt."))
-    digest = _digest(tokenizer, prompts, limits, begin, _named(ends))
-    return TextEncoder(tokenizer, prompts, limits, begin, ends, digest, settings.packed)
+    outside = rows is not None and max(tokenizer.get_vocab().values()) >= rows
+    if rows is not None and outside:
+        refuse_outside(tokenizer, rows, begin, "the begin tokens")
+        refuse_outside(tokenizer, rows, ends, "model.end_token")
+        for role, prompt in prompts.items():
+            refuse_outside(tokenizer, rows, tokenizer(prompt, add_special_tokens=False)["input_ids"], f"model.{role}_prompt")
+    digest = _digest(tokenizer, prompts, limits, begin, _named(ends), *([rows] if outside else []))
+    return TextEncoder(tokenizer, prompts, limits, begin, ends, digest, settings.packed, rows if outside else None)
 
 
 def _end_token(tokenizer: PreTrainedTokenizerBase, asked: str | None) -> int:

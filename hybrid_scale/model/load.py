@@ -1,7 +1,10 @@
 """Base model, 4-bit weights, LoRA and checkpointing -> Embedder. Knows no data, no optimiser and no ranks."""
 
 import logging
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +15,25 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # a 
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 import bitsandbytes as bnb  # noqa: E402
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict  # noqa: E402
-from peft.tuners.lora import LoraLayer  # noqa: E402
+from peft import PeftModel, set_peft_model_state_dict  # noqa: E402
 from safetensors import SafetensorError  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import nn  # noqa: E402
-from transformers import AutoConfig, AutoModel, PretrainedConfig  # noqa: E402
+from transformers import AutoModel, PretrainedConfig  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
 
 from hybrid_scale import gpu  # noqa: E402
-from hybrid_scale.config import LoraSettings, ModelSettings  # noqa: E402
+from hybrid_scale.base_files import code_revision, locate  # noqa: E402
+from hybrid_scale.config import ModelSettings  # noqa: E402
 from hybrid_scale.errors import ModelError, describe  # noqa: E402
 from hybrid_scale.model import packing  # noqa: E402
+from hybrid_scale.model.adapters import add_lora, follow_activations  # noqa: E402
+from hybrid_scale.model.base import check_packable, is_multimodal, read_config, skeleton  # noqa: E402
 from hybrid_scale.model.embedder import Embedder  # noqa: E402
 from hybrid_scale.model.nf4 import nf4  # noqa: E402
 from hybrid_scale.model.quantize import check_written  # noqa: E402
 from hybrid_scale.model.stream import load_sharded  # noqa: E402
+from hybrid_scale.model.weight_files import Checkpoint, text_prefix  # noqa: E402
 from hybrid_scale.planning.costs import ParameterCounts  # noqa: E402
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -46,9 +53,9 @@ def load_embedder(
     if settings.lora is None:
         backbone.requires_grad_(True)
     else:
-        backbone = _add_lora(backbone, settings.lora, seed)
+        backbone = add_lora(backbone, settings.lora, seed)
         if settings.lora.compute == "model" and settings.dtype == "bfloat16":
-            _follow_activations(backbone)
+            follow_activations(backbone)
     if settings.gradient_checkpointing:
         # Reentrant: the only form that lets ZeRO-3 free a gathered 4-bit weight between forward and backward
         # (bitsandbytes keeps a view of it on the autograd node otherwise).
@@ -62,9 +69,10 @@ def load_embedder(
 def _load_backbone(settings: ModelSettings, shards: dict[str, Any] | None) -> Any:
     check_written(settings)
     try:
-        config = _read_config(settings)
+        config = loaded_config(settings)
         if settings.packed:
-            _check_packable(config, settings)
+            check_packable(config, settings)
+        Checkpoint(locate(settings)).close()  # whole, and one set of weights
         packed = settings.attention_implementation == "packed"
         attention = packing.NAME if packed else settings.attention_implementation
         backbone = None
@@ -78,6 +86,7 @@ def _load_backbone(settings: ModelSettings, shards: dict[str, Any] | None) -> An
         if isinstance(module, bnb.nn.Linear4bit):
             # On AVX512-BF16 CPUs an eval() forward repacks the weight in place, which ZeRO-3 then gathers as rubbish.
             module.support_avx512bf16_for_cpu = False
+    backbone.name_or_path = settings.base  # as PEFT notes it, not the snapshot's folder
     backbone.requires_grad_(False)
     return backbone
 
@@ -89,92 +98,49 @@ def _load_whole(settings: ModelSettings, config: PretrainedConfig, attention: st
             options["quantization_config"] = nf4(DTYPES[settings.dtype])
         if gpu.present():
             options["device_map"] = {"": gpu.device()}
-    backbone, report = AutoModel.from_pretrained(
-        settings.base,
-        config=config,
-        revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
-        dtype=DTYPES[settings.dtype],
-        attn_implementation=attention,
-        use_safetensors=True,
-        output_loading_info=True,
-        **options,
-    )
+    if is_multimodal(settings):
+        model = skeleton(config, settings.trust_remote_code)
+        prefix = text_prefix(model, Checkpoint(locate(settings)).where)
+        if prefix != f"{model.base_model_prefix}.":
+            options["key_mapping"] = {f"^{re.escape(prefix)}": ""}
+    with _quiet_about_unexpected(is_multimodal(settings)):
+        backbone, report = AutoModel.from_pretrained(
+            locate(settings),
+            config=config,
+            trust_remote_code=settings.trust_remote_code,
+            code_revision=code_revision(settings),
+            dtype=DTYPES[settings.dtype],
+            attn_implementation=attention,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
     if missing := sorted(report["missing_keys"]):  # transformers would leave them random
         rule = f"its files lack {len(missing)} of the model's weights"
         raise ModelError(describe("model.base", settings.base, rule, f"The first: {', '.join(missing[:5])}."))
     return backbone
 
 
-def _read_config(settings: ModelSettings) -> PretrainedConfig:
-    config = AutoConfig.from_pretrained(settings.base, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
-    text = config.get_text_config()
+@contextmanager
+def _quiet_about_unexpected(quiet: bool) -> Iterator[None]:
+    """Keep transformers from listing the weights of a picture model, which nothing here uses."""
+    before = transformers_logging.get_verbosity()
+    if quiet:
+        transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def loaded_config(settings: ModelSettings) -> PretrainedConfig:
+    """The text model's config as it is loaded."""
+    config = read_config(settings)
     flash = settings.attention_implementation == "flash_attention_2"
-    if flash and settings.attention == "bidirectional" and getattr(text, "sliding_window", None) is not None:
+    if flash and settings.attention == "bidirectional" and getattr(config, "sliding_window", None) is not None:
         # Bidirectional attention sees the whole text; flash attention would keep to the window on both sides.
-        text.sliding_window = text.max_position_embeddings
+        config.sliding_window = config.max_position_embeddings
     return config
-
-
-def _skeleton(config: PretrainedConfig, settings: ModelSettings) -> Any:
-    """The model without storage (the `meta` device): 1.5 s for 80 layers."""
-    with torch.device("meta"):
-        return AutoModel.from_config(config, trust_remote_code=settings.trust_remote_code)
-
-
-def _check_packable(config: PretrainedConfig, settings: ModelSettings) -> None:
-    """Raises ModelError where texts end to end would reach each other."""
-    architecture = type(_skeleton(config, settings))
-    layers = set(getattr(config.get_text_config(), "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if not getattr(architecture, "_supports_attention_backend", False):
-        fault = "doesn't go through transformers' attention interface"
-    elif getattr(architecture, "_is_stateful", False):
-        fault = "carries a state from token to token, across texts"
-    elif layers:
-        fault = f"has layers that mix neighbouring tokens in other ways ({', '.join(sorted(layers))})"
-    else:
-        return
-    raise ModelError(
-        describe(
-            "model.attention_implementation",
-            settings.attention_implementation,
-            f"it puts texts end to end, and {architecture.__name__} {fault}",
-            "Use sdpa.",
-        )
-    )
-
-
-def _add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> PeftModel:
-    targets = settings.targets if settings.targets == "all-linear" else list(settings.targets)
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
-        lora_dropout=settings.dropout,
-        target_modules=targets,
-    )
-    with gpu.seeded(seed):
-        try:
-            return get_peft_model(backbone, config)
-        except ValueError as error:
-            raise ModelError(describe("model.lora.targets", settings.targets, str(error))) from None
-
-
-class _FollowingLinear(nn.Linear):
-    """A linear layer that multiplies in the type of its input and keeps weight and gradient in its own."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(input, self.weight.to(input.dtype))
-
-
-def _follow_activations(adapted: nn.Module) -> None:
-    """LoRA's products in the type of the activations instead of the weights' float32; names and weights stay as they are."""
-    for layer in adapted.modules():
-        if isinstance(layer, LoraLayer):
-            layer.cast_input_dtype_enabled = False
-            for held in (layer.lora_A, layer.lora_B):
-                for linear in held.values():
-                    assert type(linear) is nn.Linear
-                    linear.__class__ = _FollowingLinear
 
 
 def load_trained(embedder: Embedder, folder: Path) -> None:
@@ -210,13 +176,13 @@ def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
 
 def count_parameters(settings: ModelSettings) -> ParameterCounts:
     """Weights by how they are held, from a skeleton without storage (the `meta` device)."""
-    backbone = _skeleton(_read_config(settings), settings)
+    backbone = skeleton(loaded_config(settings), settings.trust_remote_code)
     linear = sum(m.weight.numel() for m in backbone.modules() if isinstance(m, nn.Linear))
     total = sum(p.numel() for p in backbone.parameters())
     if settings.lora is None:
         return ParameterCounts(quantised=0, frozen=0, trained=total)
     backbone.requires_grad_(False)
-    adapted = _add_lora(backbone, settings.lora, seed=0)
+    adapted = add_lora(backbone, settings.lora, seed=0)
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     quantised = linear if settings.quantization == "nf4" else 0
     return ParameterCounts(quantised, total - quantised, trained)

@@ -6,7 +6,7 @@ Knows no tokenizer and no folder layout beyond the weight files.
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
-from transformers.utils.hub import cached_file
 
+from hybrid_scale.base_files import locate
 from hybrid_scale.config import LoraSettings, ModelSettings
 from hybrid_scale.errors import ModelError, describe
 from hybrid_scale.model.trained import MergeInto, Trained
+from hybrid_scale.model.weight_files import Checkpoint, text_prefix
 
 PEFT_PREFIX = "base_model.model."
 
@@ -50,6 +53,7 @@ def merged_weights(trained: Trained, skeleton: Any, into: MergeInto = "original"
         raise ModelError(describe("--merge-into", into, f"the run was trained with quantization: {settings.quantization}"))
     stored = _stored_weights(trained, skeleton)
     adapter = _stored_adapter(trained, skeleton) if settings.lora else {}
+    _check_covered(trained, stored, adapter)
     quantised = _quantised_modules(skeleton) if into == "nf4" else set()
 
     def merge() -> Iterator[tuple[str, torch.Tensor]]:
@@ -67,44 +71,48 @@ def merged_weights(trained: Trained, skeleton: Any, into: MergeInto = "original"
     return merge()
 
 
+def _check_covered(trained: Trained, stored: Mapping[str, _Stored], adapter: Iterable[str]) -> None:
+    """Raises ModelError where the weights that adapters belong to aren't in the base's files one by one."""
+    apart = sorted(module for module in adapter if f"{module}.weight" not in stored)
+    if apart:
+        listed = ", ".join(apart[:3])
+        rule = f"{len(apart)} adapted weights ({listed}) lie in its files in another form, to which nothing can be added"
+        raise ModelError(describe("model.base", trained.config.model.base, rule, "Use --format adapter."))
+
+
 def _stored_weights(trained: Trained, skeleton: Any) -> dict[str, _Stored]:
-    """The backbone's weights by its own names: those of the base, or the trained ones where there is no adapter."""
+    """The backbone's weights by the names they are written under: those of the base, or the trained ones without an adapter.
+
+    Tensors that transformers renames or puts together while it loads (experts) keep their names in the files, less the prefix.
+    """
+    settings = trained.config.model
     known = skeleton.state_dict().keys()
-    stored = {}
-    for entry in _base_tensors(trained.config.model):
-        name = entry.name if entry.name in known else entry.name.removeprefix(f"{skeleton.base_model_prefix}.")
-        if name in known:
-            stored[name] = entry
-    if trained.config.model.lora is None:
-        stored |= {entry.name: entry for entry in _tensors(trained.weights / "model.safetensors")}
-    missing = sorted(dict(skeleton.named_parameters()).keys() - stored.keys())
-    unknown = sorted(stored.keys() - known)
+    checkpoint = Checkpoint(locate(settings))
+    prefix, renamed = text_prefix(skeleton, checkpoint.where), _renamer(skeleton)
+    stored, covered = {}, set()
+    for whole, path in checkpoint.where.items():
+        name = whole if whole in known else whole.removeprefix(prefix)
+        target = name if name in known else renamed(name)
+        if target in known:
+            stored[name] = _Stored(path, whole)
+            covered.add(target)
+    if settings.lora is None:
+        own = {entry.name: entry for entry in _tensors(trained.weights / "model.safetensors")}
+        stored, covered = {name: entry for name, entry in stored.items() if renamed(name) not in own} | own, covered | own.keys()
+    missing = sorted(dict(skeleton.named_parameters()).keys() - covered)
+    unknown = sorted(covered - known)
     if missing or unknown:
         found = f"{len(missing)} missing {missing[:5]}, {len(unknown)} unknown {unknown[:5]}"
-        raise ModelError(
-            describe("model.base", trained.config.model.base, f"weights don't fit {type(skeleton).__name__}: {found}")
-        )
+        raise ModelError(describe("model.base", settings.base, f"weights don't fit {type(skeleton).__name__}: {found}"))
     return stored
 
 
-def _base_tensors(settings: ModelSettings) -> Iterator[_Stored]:
-    """Every tensor of the base's checkpoint; fetches it where it isn't on disk."""
-
-    def find(name: str, needed: bool) -> Path | None:
-        try:
-            path = cached_file(settings.base, name, revision=settings.revision, _raise_exceptions_for_missing_entries=needed)
-        except OSError as error:
-            raise ModelError(describe("model.base", settings.base, f"its weights can't be had: {error}")) from None
-        return Path(path) if path else None
-
-    index = find("model.safetensors.index.json", needed=False)
-    files = ["model.safetensors"]
-    if index is not None:
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    for name in files:
-        path = find(name, needed=True)
-        assert path is not None
-        yield from _tensors(path)
+def _renamer(skeleton: Any) -> Callable[[str], str]:
+    """Name in the files, without prefix -> the model's name for the tensor that it goes into."""
+    mapping = get_model_conversion_mapping(skeleton, add_legacy=False)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    return lambda name: rename_source_key(name, renamings, converters)[0]
 
 
 def _tensors(path: Path) -> list[_Stored]:

@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig
-from transformers.utils.hub import cached_file
 
 from hybrid_scale import dist
+from hybrid_scale.base_files import INDEX, locate
 from hybrid_scale.config import ModelSettings
 from hybrid_scale.errors import ModelError, describe
+from hybrid_scale.model.base import is_multimodal, raw_config, read_config
 from hybrid_scale.model.nf4 import BLOCK, STORAGE, Read, Slot, compress_scales, make_state, nf4, quantize_range, slots_of
 from hybrid_scale.model.skeleton import make_skeleton, why_not
-from hybrid_scale.model.weight_files import INDEX, Checkpoint, Progress, match_names, reader
+from hybrid_scale.model.weight_files import Checkpoint, Progress, match_names, reader
 from hybrid_scale.runs import read_json, readable, write_json
 
 MANIFEST = "quantised.json"
@@ -30,20 +30,10 @@ FILE_BYTES = 2 << 30
 """Size at which `quantize` begins a new file, which it holds in memory until it is written."""
 
 
-def read_manifest(base: str, revision: str | None = None) -> dict[str, Any] | None:
+def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What `quantize` noted beside its weights; None for any other model."""
-    try:
-        path = cached_file(
-            base,
-            MANIFEST,
-            revision=revision,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    except (OSError, ValueError):
-        return None  # whoever reads the model says what is wrong with it
-    return None if path is None else dict(read_json(Path(path)))
+    path = folder / MANIFEST
+    return dict(read_json(path)) if path.is_file() else None
 
 
 def _form(dtype: str) -> dict[str, Any]:
@@ -54,7 +44,7 @@ def _form(dtype: str) -> dict[str, Any]:
 
 def check_written(settings: ModelSettings) -> None:
     """Raise ModelError where `model.base` was written by `quantize` for other settings than these."""
-    manifest = read_manifest(settings.base, settings.revision)
+    manifest = read_manifest(locate(settings, weights=False))
     if manifest is None:
         return
     if settings.quantization != "nf4":
@@ -80,7 +70,8 @@ def quantize(base: str, out: Path, dtype: str, revision: str | None = None, cont
     `dtype` is the `model.dtype` it will be used with, `content` adds a hash of all source bytes. `out` appears when it is
     complete. Raises ModelError: the source can't be read, or `out` holds something else.
     """
-    folder = _local(base, revision)
+    source = ModelSettings(base=base, revision=revision)
+    folder = locate(source)
     manifest = {"quantisation": _form(dtype), "source": source_digest(folder, content), "versions": _versions()}
     if out.exists() and any(out.iterdir()):
         _check_existing(out, manifest)
@@ -88,9 +79,9 @@ def quantize(base: str, out: Path, dtype: str, revision: str | None = None, cont
     beside = out.with_name(f".{out.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    _write_weights(folder, beside, getattr(torch, dtype))
+    _write_weights(source, folder, beside, getattr(torch, dtype))
     for path in folder.iterdir():
-        if path.suffix in (".json", ".txt", ".model", ".jinja", ".py") and path.name not in (INDEX, "config.json"):
+        if path.suffix in (".json", ".txt", ".model", ".jinja") and path.name not in (INDEX, "config.json"):
             shutil.copyfile(path, beside / path.name)
     write_json(beside / MANIFEST, manifest)
     readable(beside)
@@ -104,20 +95,8 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers", "bitsandbytes", "safetensors")}
 
 
-def _local(base: str, revision: str | None) -> Path:
-    if Path(base).is_dir():
-        return Path(base)
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
-    try:
-        return Path(snapshot_download(base, revision=revision, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise ModelError(describe("model.base", base, f"it can't be found: {error}")) from None
-
-
 def _check_existing(out: Path, manifest: dict[str, Any]) -> None:
-    before = read_manifest(str(out))
+    before = read_manifest(out)
     if before is None:
         raise ModelError(describe("out", str(out), "it exists and isn't a quantised model", "Name another folder."))
     for key in ("quantisation", "source"):
@@ -129,7 +108,7 @@ def _check_existing(out: Path, manifest: dict[str, Any]) -> None:
 
 def source_digest(folder: Path, content: bool = False) -> dict[str, Any]:
     """A fingerprint of a checkpoint: names, shapes, types, file sizes, config and index; with `content` of every byte."""
-    checkpoint = Checkpoint(str(folder))
+    checkpoint = Checkpoint(folder)
     listed = [(name, checkpoint.shapes[name], checkpoint.types[name], path.name) for name, path in checkpoint.where.items()]
     sizes = [(path.name, path.stat().st_size) for path in checkpoint.files]
     digest = hashlib.sha256(json.dumps([sorted(listed), sorted(sizes)]).encode())
@@ -146,9 +125,9 @@ def source_digest(folder: Path, content: bool = False) -> dict[str, Any]:
     return facts
 
 
-def _write_weights(folder: Path, out: Path, dtype: torch.dtype) -> None:
+def _write_weights(source: ModelSettings, folder: Path, out: Path, dtype: torch.dtype) -> None:
+    config = read_config(source)
     try:
-        config = AutoConfig.from_pretrained(folder)
         model = make_skeleton(config, dtype, "eager", four_bit=True)
     except (OSError, ValueError) as error:
         raise ModelError(describe("model.base", str(folder), f"the model can't be built: {error}")) from None
@@ -156,8 +135,8 @@ def _write_weights(folder: Path, out: Path, dtype: torch.dtype) -> None:
         raise ModelError(describe("model.base", str(folder), "it is quantised already", "Name the model it came from."))
     if reason := why_not(model):
         raise ModelError(describe("model.base", str(folder), f"it can't be written in 4 bits here: {reason}"))
-    checkpoint = Checkpoint(str(folder))
-    names = match_names(model, checkpoint, written=False)
+    checkpoint = Checkpoint(folder)
+    names = match_names(model, checkpoint, written=False, multimodal=is_multimodal(source))
     slots = checkpoint.in_order(slots_of(model), names)
     progress = Progress("quantising", sum(slot.weights for slot in slots) * 2)
     writer = _Writer(out)
@@ -165,8 +144,9 @@ def _write_weights(folder: Path, out: Path, dtype: torch.dtype) -> None:
         writer.add(dict(_tensors(slot, reader(checkpoint, names[slot.name], dtype, dist.device()), dtype)))
         progress.add(slot.weights * 2)
     writer.finish()
-    config_file = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    write_json(out / "config.json", {**config_file, "quantization_config": nf4(dtype).to_dict()})
+    own = raw_config(source)
+    text = {**config.to_dict(), "architectures": [type(model).__name__]} if is_multimodal(source) else own
+    write_json(out / "config.json", {**text, "quantization_config": nf4(dtype).to_dict()})
 
 
 def _tensors(slot: Slot, read: Read, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,9 +1,7 @@
 """The shape of a run's model as transformers reads it: revisions, remote code, the hub. Loads no weights, counts nothing."""
 
-from transformers import AutoConfig
-
 from hybrid_scale.config import ModelSettings
-from hybrid_scale.errors import ModelError, describe
+from hybrid_scale.model.base import read_config
 from hybrid_scale.planning.architecture import Architecture, from_config
 
 NAMES = (
@@ -15,11 +13,6 @@ NAMES = (
 
 def read_shape(settings: ModelSettings) -> Architecture:
     """Shape of `model.base`, of whatever type. Raises ModelError when there is no config.json or it lacks the usual names."""
-    try:
-        config = AutoConfig.from_pretrained(
-            settings.base, revision=settings.revision, trust_remote_code=settings.trust_remote_code
-        ).get_text_config()
-    except (OSError, ValueError) as error:
-        raise ModelError(describe("model.base", settings.base, f"its config.json can't be read: {error}")) from None
+    config = read_config(settings)
     named = {name: getattr(config, name) for name in NAMES if getattr(config, name, None) is not None}
     return from_config({**config.to_dict(), **named}, settings.base, strict=False)

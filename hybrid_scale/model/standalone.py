@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from hybrid_scale.errors import ModelError, describe
+from hybrid_scale.model.base import read_config, skeleton
 from hybrid_scale.model.merge import merged_weights, write_weights
 from hybrid_scale.model.trained import DTYPES, Merging, Texts, Trained
 
@@ -26,7 +26,7 @@ PROBES = ("", "a", "Où est la gare ?", "東京は日本の首都です。", "�
 def write_merged(trained: Trained, folder: Path, merging: Merging) -> None:
     """Weights, config.json and a tokenizer that puts the end token itself."""
     settings = trained.config.model
-    config = AutoConfig.from_pretrained(settings.base, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
+    config = read_config(settings)
     for key, rule in (
         ("auto_map", "the model needs code of its own, which this folder wouldn't hold"),
         ("quantization_config", "its weights are quantised, and an adapter is merged into whole ones"),
@@ -37,9 +37,9 @@ def write_merged(trained: Trained, folder: Path, merging: Merging) -> None:
     if settings.attention == "bidirectional":
         _check_switchable(trained, config)
         config.is_causal = False
-    skeleton = _skeleton(config)
-    write_weights(merged_weights(trained, skeleton, merging.into), folder, DTYPES[merging.dtype], merging.shard_bytes)
-    config.architectures = [type(skeleton).__name__]
+    model = skeleton(config)
+    write_weights(merged_weights(trained, model, merging.into), folder, DTYPES[merging.dtype], merging.shard_bytes)
+    config.architectures = [type(model).__name__]
     config.dtype = DTYPES[merging.dtype]
     config.save_pretrained(folder)
     _write_tokenizer(trained.texts, folder)
@@ -84,11 +84,6 @@ def _check_switchable(trained: Trained, config: PretrainedConfig) -> None:
         return
     remedy = "Use --format adapter and hybrid_scale."
     raise ModelError(describe("model.attention", "bidirectional", rule, remedy))
-
-
-def _skeleton(config: PretrainedConfig) -> Any:
-    with torch.device("meta"):
-        return AutoModel.from_config(config)
 
 
 # The tokenizer

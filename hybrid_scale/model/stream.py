@@ -17,7 +17,9 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hybrid_scale import dist
+from hybrid_scale.base_files import locate
 from hybrid_scale.config import ModelSettings
+from hybrid_scale.model.base import is_multimodal
 from hybrid_scale.model.nf4 import (
     BLOCK,
     CHUNK,
@@ -156,7 +158,7 @@ def load_sharded(
     """
     four_bit, dtype = settings.quantization == "nf4", getattr(torch, settings.dtype)
     model = make_skeleton(config, dtype, attention, four_bit, settings.trust_remote_code)
-    written = read_manifest(settings.base, settings.revision) is not None
+    written = read_manifest(locate(settings)) is not None
     foreign = hasattr(config, "quantization_config") and not written
     reason = "it was quantised elsewhere" if foreign else why_not(model) or _why_not_with(deepspeed)
     if reason:
@@ -178,8 +180,8 @@ def _why_not_with(deepspeed: dict[str, Any]) -> str | None:
 
 
 def _open(settings: ModelSettings, model: PreTrainedModel, written: bool) -> tuple[Checkpoint, dict[str, str]]:
-    checkpoint = Checkpoint(settings.base, settings.revision)
-    return checkpoint, match_names(model, checkpoint, written)
+    checkpoint = Checkpoint(locate(settings))
+    return checkpoint, match_names(model, checkpoint, written, is_multimodal(settings))
 
 
 def _fill(model: PreTrainedModel, checkpoint: Checkpoint, names: dict[str, str], written: bool, converter: Converter) -> None:

@@ -14,32 +14,33 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from hybrid_scale import dist
+from hybrid_scale.base_files import INDEX, SINGLE, read_index
 from hybrid_scale.errors import ModelError, describe
 from hybrid_scale.model.nf4 import STATE_FACTS, Read, Slot, slots_of
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 QUIET_SECONDS = 10.0
+COMPARED_ELEMENTS = 4096
+"""Of each tensor, at its start and at its end, where a folder holds its weights twice."""
 LISTED = 5
 
 
-def say(text: str) -> None:
-    if dist.rank() == 0:
+def say(*texts: str) -> None:
+    """Each text as a line, on rank 0."""
+    for text in texts if dist.rank() == 0 else ():
         print(text, file=sys.stderr, flush=True)
 
 
 class Checkpoint:
-    """The safetensors files of a model, opened one at a time. Headers are read at once, weights when asked for.
+    """The safetensors files of a model's folder, opened one at a time. Headers are read at once, weights when asked for.
 
-    Raises ModelError: no such files, or one that isn't what its header says (a download cut short).
+    Raises ModelError: no such files, one that isn't what its header says (a download cut short), or two sets of other weights.
     """
 
-    def __init__(self, base: str, revision: str | None = None):
-        self.base = base
-        self.files = _weight_files(base, revision)
+    def __init__(self, folder: Path, files: list[Path] | None = None):
+        self.base = str(folder)
+        self.files = weight_files(folder) if files is None else files
         self.where: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.types: dict[str, str] = {}
@@ -49,6 +50,8 @@ class Checkpoint:
             for name in file.keys():  # noqa: SIM118 (not a dictionary)
                 held = file.get_slice(name)
                 self.where[name], self.shapes[name], self.types[name] = path, tuple(held.get_shape()), held.get_dtype()
+        if files is None and self.files == [folder / SINGLE] and (folder / INDEX).is_file():
+            self._compare(Checkpoint(folder, _shards(folder)))
 
     def _file(self, path: Path) -> Any:
         if self._open is None or self._open[0] != path:
@@ -59,6 +62,19 @@ class Checkpoint:
                 rule = f"a whole safetensors file is expected here: {error}"
                 raise ModelError(describe("model.base", str(path), rule, "Copy or download it again.")) from None
         return self._open[1]
+
+    def _compare(self, shards: "Checkpoint") -> None:
+        """Raises ModelError where the shards that an index lists aren't the weights of the single file beside them."""
+        if shards.shapes == self.shapes and shards.types == self.types and all(self._agrees(shards, n) for n in self.shapes):
+            return
+        rule = f"{SINGLE} and the files of {INDEX} hold different weights, and nobody can tell which are meant"
+        raise ModelError(describe("model.base", self.base, rule, "Remove one of the two sets."))
+
+    def _agrees(self, other: "Checkpoint", name: str) -> bool:
+        """Whether a tensor starts and ends alike in two checkpoints."""
+        size = math.prod(self.shapes[name])
+        ends = ((0, min(size, COMPARED_ELEMENTS)), (max(0, size - COMPARED_ELEMENTS), size))
+        return all(self.read(name, *end).equal(other.read(name, *end)) for end in ends)
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Elements [start, stop) of a flattened tensor; no more than the rows that hold them are touched."""
@@ -84,23 +100,47 @@ class Checkpoint:
         self._open = None
 
 
-def _weight_files(base: str, revision: str | None) -> list[Path]:
-    try:
-        single = cached_file(base, SINGLE, revision=revision, _raise_exceptions_for_missing_entries=False)
-        if single is not None:
-            return [Path(single)]
-        index = cached_file(base, INDEX, revision=revision, _raise_exceptions_for_missing_entries=False)
-        if index is None:
-            raise OSError(f"it holds neither {SINGLE} nor {INDEX}")
-        return [Path(path) for path in get_checkpoint_shard_files(base, index, revision=revision)[0]]
-    except (OSError, ValueError) as error:
-        raise ModelError(describe("model.base", base, f"its weights can't be found: {error}")) from None
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights: `model.safetensors`, or those of the index. Raises ModelError: some are missing."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf"))
+        rule = f"its weights can't be found: it holds neither {SINGLE} nor {INDEX}"
+        remedy = f"Convert {others[0]} to safetensors." if others else "Copy or download it again."
+        raise ModelError(describe("model.base", str(folder), rule, remedy))
+    return _shards(folder)
 
 
-def match_names(model: PreTrainedModel, checkpoint: Checkpoint, written: bool) -> dict[str, str]:
+def _shards(folder: Path) -> list[Path]:
+    paths = [folder / name for name in sorted(set(read_index(folder / INDEX).values()))]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        rule = f"its weights can't be found: {len(missing)} of {len(paths)} files are missing ({', '.join(missing[:LISTED])})"
+        raise ModelError(describe("model.base", str(folder), rule, "Copy or download them again."))
+    return paths
+
+
+def text_prefix(model: PreTrainedModel, names: Iterable[str]) -> str:
+    """What stands before the names of the text model in the files: `model.` of a causal language model, `language_model.model.`
+    or `model.language_model.` of one for pictures and texts. Told by the name of the embedding table.
+    """
+    usual = f"{model.base_model_prefix}."
+    anchor = embedding_name(model)
+    found = {name.removesuffix(anchor) for name in names if name == anchor or name.endswith(f".{anchor}")} if anchor else set()
+    return found.pop() if len(found) == 1 and not found & {"", usual} else usual
+
+
+def embedding_name(model: PreTrainedModel) -> str | None:
+    """The model's name for its embedding table."""
+    return next((name for name, p in model.named_parameters() if p is model.get_input_embeddings().weight), None)
+
+
+def match_names(model: PreTrainedModel, checkpoint: Checkpoint, written: bool, multimodal: bool = False) -> dict[str, str]:
     """Name in the model -> name in the files, for every tensor that will be read. `written`: by `quantize`.
 
-    Checkpoints of causal language models call the backbone `model.` and hold an `lm_head.weight`, which nothing here uses.
+    Checkpoints of causal language models call the backbone `model.` and hold an `lm_head.weight`, which nothing here uses; those
+    of `multimodal` ones hold more than the text model.
     Raises ModelError listing what is missing, unexpected or of another shape.
     """
     expected: dict[str, tuple[int, ...] | None] = {}
@@ -109,8 +149,11 @@ def match_names(model: PreTrainedModel, checkpoint: Checkpoint, written: bool) -
         if written and slot.four_bit:
             expected.update({f"{slot.name}.{key}": shape for key, (_, shape) in slot.state().items()})
             expected[f"{slot.name}.{STATE_FACTS}"] = None
-    names, unexpected, head = _sort_names(checkpoint, set(expected), f"{model.base_model_prefix}.")
-    embedding = next((n for n, p in model.named_parameters() if p is model.get_input_embeddings().weight), None)
+    prefix = text_prefix(model, checkpoint.where)
+    names, unexpected, head = _sort_names(checkpoint, set(expected), prefix)
+    if multimodal:
+        unexpected = [name for name in unexpected if name.startswith(prefix)]
+    embedding = embedding_name(model)
     if head and embedding and embedding not in names and model.config.get_text_config().tie_word_embeddings:
         names[embedding], head = head, None
     missing = sorted(set(expected) - set(names))

@@ -154,16 +154,28 @@ def from_config(config: Mapping[str, Any], name: str, strict: bool = True) -> Ar
             heads=heads,
             key_value_heads=int(text.get("num_key_value_heads") or heads),
             head_size=int(text.get("head_dim") or family.head_size or hidden // heads),
-            intermediate=int(text["intermediate_size"]),
+            intermediate=int(text["intermediate_size"] if strict else _intermediate(text, hidden)),
             vocabulary=int(text["vocab_size"]),
             tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", family.tied))),
             biases="attention" if text.get("attention_bias") and kind != "qwen2" else family.biases,
             dropout=_has_dropout(text),
-            positions=text.get("max_position_embeddings"),
+            positions=positions_of(text),
         )
     except KeyError as error:
         remedy = "Is it the config.json of the model itself?"
         raise ModelError(describe(f"{name}: config.json", sorted(text), f"{error} is missing", remedy)) from None
+
+
+def _intermediate(text: Mapping[str, Any], hidden: int) -> int:
+    """Width inside the MLP, by whatever name a type gives it; four times the hidden size where its config.json says nothing."""
+    named = (text.get(key) for key in ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"))
+    return int(next((width for width in named if width), 4 * hidden))
+
+
+def positions_of(text: Mapping[str, Any]) -> int | None:
+    """The longest text that a model was made for, in tokens, by whatever name a type gives it; None: it has no limit."""
+    named = (text.get(key) for key in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    return next((int(most) for most in named if isinstance(most, int) and most > 0), None)
 
 
 def _has_dropout(config: Mapping[str, Any]) -> bool:

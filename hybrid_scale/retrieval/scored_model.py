@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 
 from hybrid_scale import dist
+from hybrid_scale.base_files import fetch
 from hybrid_scale.checkpoints import digest_of_weights
 from hybrid_scale.config import RunConfig
 from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.data.text import load_text_encoder
-from hybrid_scale.model.digests import model_digests
+from hybrid_scale.model.acceptance import accept
+from hybrid_scale.model.digests import agreed_digests, check_trained_on
 from hybrid_scale.model.embedder import Embedder
 from hybrid_scale.model.load import load_embedder
+from hybrid_scale.model.weight_files import say
 from hybrid_scale.retrieval.encode import Encoding, encode_stored
 from hybrid_scale.retrieval.index import Shard
 from hybrid_scale.retrieval.vectors import open_stored
@@ -33,15 +36,19 @@ class ScoredModel:
         self.config, self.checkpoint = config, checkpoint
         self.point = checkpoint.name if checkpoint else "base"
         self.home = home or RunDirectory(config.run.directory).embeddings
-        self.facts = dist.first_rank_does(self._facts)
+        fetch(config.model)
+        dist.first_rank_does(lambda: say(*accept(config)))
+        self.facts = self._facts(agreed_digests(config.model))
         self.encoder = load_text_encoder(config)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self, base: dict[str, str]) -> dict[str, Any]:
         """What names the weights and how they are used, as JSON: files of the base, SHA-256 of what was trained, pooling, ..."""
         settings = self.config.model
+        if self.checkpoint and (warning := check_trained_on(self.checkpoint, self.config, base)):
+            dist.first_rank_does(lambda: say(warning))
         trained = digest_of_weights(self.checkpoint) if self.checkpoint else None
         used = ("quantization", "dtype", "attention", "pooling", "end_token")
-        return {"base": model_digests(settings), "trained": trained, **{name: getattr(settings, name) for name in used}}
+        return {"base": base, "trained": trained, **{name: getattr(settings, name) for name in used}}
 
     @cached_property
     def embedder(self) -> Embedder:

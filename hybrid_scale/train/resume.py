@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from hybrid_scale import dist, gpu
 from hybrid_scale.config import RunConfig, validate
 from hybrid_scale.errors import RunError, describe
-from hybrid_scale.model.digests import model_digests
+from hybrid_scale.model.digests import agreed_digests, changes
 from hybrid_scale.runs import barred, read_json
 from hybrid_scale.train.engine import Engine
 
@@ -25,7 +25,7 @@ def facts_of(config: RunConfig, fingerprint: str) -> dict[str, Any]:
         "world_size": dist.world_size(),
         "data": {"directory": config.data.train, "fingerprint": fingerprint},
         "config": config.model_dump(mode="json"),
-        "model": dist.first_rank_does(lambda: model_digests(config.model)),
+        "model": agreed_digests(config.model),
     }
 
 
@@ -65,11 +65,7 @@ def _differences(folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> d
         "data": []
         if found["fingerprint"] == now["fingerprint"]
         else [f"data fingerprint: {found['fingerprint']} ({found['directory']}) -> {now['fingerprint']} ({now['directory']})"],
-        "model": [
-            f"model {name}: {trainer['model'].get(name, 'absent')} -> {facts['model'].get(name, 'absent')}"
-            for name in sorted(trainer["model"].keys() | facts["model"].keys())
-            if trainer["model"].get(name) != facts["model"].get(name)
-        ],
+        "model": changes(trainer["model"], facts["model"]),
     }
     return {part: lines for part, lines in differences.items() if lines}
 

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 from hybrid_scale import dist
+from hybrid_scale.base_files import fetch
 from hybrid_scale.checkpoints import resume_point
 from hybrid_scale.config import RunConfig, dump_config
 from hybrid_scale.data.text import TextEncoder
 from hybrid_scale.errors import ConfigError, describe
+from hybrid_scale.model.acceptance import accept
 from hybrid_scale.model.embedder import Embedder
 from hybrid_scale.model.load import load_embedder
 from hybrid_scale.runs import RunDirectory, write_json
@@ -89,6 +91,8 @@ def _train(
     started, world = time.monotonic(), dist.world_size()
     if dist.rank() == 0:
         run.set_status("running", world_size=world)
+    fetch(config.model)
+    dist.first_rank_does(lambda: say("\n".join(accept(config))))
     data = open_training_data(config, world)
     seen = seen_gpu(config)
     settled = dist.first_rank_does(lambda: settle(config, data, seen, world, dist.local_world_size()))
@@ -157,5 +161,5 @@ def _build(settled: Settled, run: RunDirectory, resumed: Path | None) -> tuple[E
 
 
 def say(text: str) -> None:
-    if dist.rank() == 0:
+    if text and dist.rank() == 0:
         print(text, file=sys.stderr, flush=True)

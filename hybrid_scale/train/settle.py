@@ -11,6 +11,7 @@ import numpy as np
 from hybrid_scale import dist, gpu
 from hybrid_scale.config import RunConfig, dump_config
 from hybrid_scale.errors import ConfigError, describe
+from hybrid_scale.model.acceptance import accept
 from hybrid_scale.model.load import DTYPES, count_parameters
 from hybrid_scale.planning.costs import MemoryNeed, ParameterCounts, memory_need, static_bytes
 from hybrid_scale.planning.forecast import RunPlan, Texts, mean_tokens
@@ -134,6 +135,7 @@ def _cut_share(config: RunConfig, data: TrainingData) -> str:
 
 def dry_run(config: RunConfig, world: int) -> str:
     """Resolved config and derived numbers; opens the data, loads no weights."""
+    notes = accept(config, weights=False)
     data = open_training_data(config, world)
     settled = settle(config, data, seen_gpu(config), world, min(world, GPUS_PER_NODE))
-    return "\n".join([dump_config(settled.config), announcement(settled, data, world)])
+    return "\n".join([dump_config(settled.config), *notes, announcement(settled, data, world)])

@@ -31,7 +31,7 @@ def write_single(source: Path, target: Path, tensors: dict[str, torch.Tensor]) -
 
 def names_of(folder: Path, written: bool = False) -> dict[str, str]:
     model = skeleton.make_skeleton(AutoConfig.from_pretrained(folder), torch.bfloat16, "eager", four_bit=True)
-    return weight_files.match_names(model, weight_files.Checkpoint(str(folder)), written)
+    return weight_files.match_names(model, weight_files.Checkpoint(folder), written)
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_tied_embeddings_under_the_name_of_the_head(folder, tmp_path, capsys):
 
 def test_no_weights_at_all(tmp_path):
     with pytest.raises(ModelError, match=r"neither model\.safetensors nor"):
-        weight_files.Checkpoint(str(tmp_path))
+        weight_files.Checkpoint(tmp_path)
 
 
 def test_parts_of_a_tensor_are_read_exactly(folder):
-    checkpoint, tensors = weight_files.Checkpoint(str(folder / "llama")), merged(folder / "llama")
+    checkpoint, tensors = weight_files.Checkpoint(folder / "llama"), merged(folder / "llama")
     for name in (f"model.{FIRST}", "model.norm.weight"):
         flat = tensors[name].reshape(-1)
         for start, stop in ((0, len(flat)), (7, 19), (3, 4), (5, 5), (len(flat), len(flat))):
