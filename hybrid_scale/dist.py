@@ -17,6 +17,7 @@ import torch.distributed as c10d
 from hybrid_scale import gpu
 from hybrid_scale.errors import HybridScaleError, RunError, describe, explain
 from hybrid_scale.launched import Started, is_rank, settle
+from hybrid_scale.signals import LISTENER
 
 JOIN_SECONDS = 1800.0
 JOIN_SAID_SECONDS = 5.0
@@ -361,6 +362,38 @@ class Notes:
             raise StoreGone(str(error)) from None
 
 
+class Board:
+    """Short texts under a key, for all ranks and outside of any collective: through a connection of its own to their store.
+
+    For one thread beside the training. Raises StoreGone where the process that keeps the store has ended.
+    """
+
+    def __init__(self, name: str) -> None:
+        store = c10d.distributed_c10d._get_default_store()
+        while isinstance(store, c10d.PrefixStore):
+            store = store.underlying_store
+        self.store: Any = store.clone()  # type: ignore[attr-defined]
+        self.name = name
+
+    def post(self, key: str, text: str) -> str:
+        """Put up `text` unless there is one already; what stands there now."""
+        return self._asked(lambda place: self.store.compare_set(place, "", text).decode(), key)
+
+    def read(self, key: str) -> str:
+        """What stands there; "" for nothing."""
+        return self._asked(lambda place: self.store.get(place).decode() if self.store.check([place]) else "", key)
+
+    def count(self, key: str, amount: int) -> int:
+        """The number there, after `amount` was added to it by this rank."""
+        return self._asked(lambda place: int(self.store.add(place, amount)), key)
+
+    def _asked(self, ask: Callable[[str], Any], key: str) -> Any:
+        try:
+            return ask(f"{self.name}/{key}")
+        except (RuntimeError, ValueError) as error:
+            raise StoreGone(str(error)) from None
+
+
 def is_lost_connection(error: BaseException) -> bool:
     """Whether an error may be the echo of another rank's end: what gloo, NCCL and the store raise."""
     if isinstance(error, HybridScaleError) or not isinstance(error, RuntimeError):
@@ -372,11 +405,13 @@ def is_lost_connection(error: BaseException) -> bool:
 def run_door(action: Callable[[], object]) -> int:
     """Join the ranks, run `action`, leave. Returns the exit code of this rank.
 
-    0: done. 2: an error that the user can mend (HybridScaleError, OSError). 4: the connection to another rank was lost, which
-    has its own reason. An error is said once: by rank 0, or by the rank that alone has it, if rank 0 says nothing for
-    `SAID_WITHIN_SECONDS`. Every other exception is a defect and passes.
+    0: done. 2: an error that the user can mend (HybridScaleError, OSError). 3: SIGTERM, Ctrl-C or SIGHUP, at once. 4: the
+    connection to another rank was lost, which has its own reason. An error is said once: by rank 0, or by the rank that alone
+    has it, if rank 0 says nothing for `SAID_WITHIN_SECONDS`. Every other exception is a defect and passes.
     """
     failed = True
+    here = LISTENER.start()
+    LISTENER.quiet = launched_rank() != 0
     try:
         start()
         action()
@@ -395,6 +430,8 @@ def run_door(action: Callable[[], object]) -> int:
         return 4
     finally:
         stop(failed)
+        if here:
+            LISTENER.stop()
 
 
 def _say_once(message: str) -> None:

@@ -62,6 +62,28 @@ def label() -> str:
     return f"{name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
 
 
+def moment() -> torch.cuda.Event | None:
+    """A mark behind everything that this thread has asked of our GPU so far; None without one. Waits for nothing."""
+    if not present():
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+@contextmanager
+def after(mark: torch.cuda.Event | None, place: torch.device) -> Iterator[None]:
+    """Copies inside come after `mark` and not after what was asked of GPU `place` later; at the end they have been made."""
+    if mark is None:
+        yield
+        return
+    stream = torch.cuda.Stream(place)
+    stream.wait_event(mark)
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
+
+
 def synchronize() -> None:
     """Wait for everything that this process has asked of its GPU, copies to host memory included."""
     if present():

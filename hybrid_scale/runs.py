@@ -123,6 +123,15 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+def _record(line: str) -> dict[str, Any] | None:
+    """A logged step; None for a line that isn't one."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
 class RunDirectory:
     """One run's files. Layout: DESIGN of the README, section "The run directory"."""
 
@@ -200,24 +209,34 @@ class RunDirectory:
     def append_metrics(self, record: dict[str, Any]) -> None:
         """One line of `metrics.jsonl`. Raises ValueError on NaN or infinity."""
         line = json.dumps(record, allow_nan=False)
-        with open(self.metrics_file, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with open(self.metrics_file, "ab+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":  # a full disk tore the line before: it must not take this one along
+                    line = "\n" + line
+            file.write(line.encode() + b"\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The logged steps in order; a step logged twice (a resumed run) counts once, the later line."""
+        """The logged steps in order; a step logged twice counts once, the later line. A torn line, as a killed process or a full
+        disk leaves it, counts for nothing.
+        """
         if not self.metrics_file.exists():
             return []
-        by_step: dict[int, dict[str, Any]] = {}
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                if number == len(lines):
-                    break  # the line that a killed process was writing
-                raise RunError(f"{self.metrics_file}:{number}: not JSON: {line[:80]!r}.") from None
-            by_step[record["step"]] = record
+        lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        by_step = {record["step"]: record for record in map(_record, lines) if record is not None}
         return [by_step[step] for step in sorted(by_step)]
+
+    def rewind_metrics(self, step: int) -> int:
+        """Leave in `metrics.jsonl` the steps up to `step`, each once: a run that goes on from there logs the later ones again.
+
+        Returns how many lines were torn.
+        """
+        if not self.metrics_file.exists():
+            return 0
+        lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
+        write_text(self.metrics_file, "".join(kept))
+        return sum(_record(line) is None for line in lines)
 
     def evaluation_file(self, task: str, step: int | None = None) -> Path:
         """`eval/TASK.json` for the final model, `eval/TASK.step-N.json` for one during training."""

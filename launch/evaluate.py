@@ -12,13 +12,19 @@ goes on after a kill and searches without encoding. --embeddings DIR holds such 
 queries.npy and queries_ids.txt. A set in parts (CQADupStack) is one folder and one result, the mean of its parts; its stores and
 vectors lie in a folder for each part. Every process encodes what is free and searches its share; the numbers don't depend on how
 many there are (`python launch/evaluate.py` is one). They are defined in hybrid_scale/retrieval/measures.py. FILE.parquet beside
-FILE.json holds the values of single queries. Files of another kind are never overwritten.
+FILE.json holds the values of single queries. Files of another kind are never overwritten. SIGTERM, Ctrl-C and SIGHUP end it at
+once with exit code 3.
 """
 
 import argparse
 import sys
 from pathlib import Path
 from typing import Any, get_args
+
+from hybrid_scale.signals import LISTENER
+
+if __name__ == "__main__":
+    LISTENER.start()  # loading the libraries takes seconds, in which Ctrl-C is no traceback either
 
 from hybrid_scale import dist
 from hybrid_scale.checkpoints import chosen as checkpoint_of

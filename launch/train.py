@@ -1,8 +1,9 @@
 """Train one run: accelerate launch launch/train.py CONFIG.yaml [section.key=value ...] [--dry-run [--ranks N] | --replay FAILURE]
 
 A text is taken as it was typed: model.query_prompt="Query: " keeps its space, model.query_prompt= is an empty text.
-Exit code 0: done; 2: a setting or an input is wrong; 3: stopped by a signal or the time limit with a checkpoint, start again to
-go on; 4: another rank died, hangs or failed (the message says which), start again to go on from the last checkpoint.
+Exit code 0: done; 2: a setting or an input is wrong; 3: stopped by a signal (SIGTERM, Ctrl-C, SIGHUP, SIGUSR1) or the time limit
+with a checkpoint of the last finished step, start again to go on; 4: another rank died, hangs or failed (the message says which),
+start again to go on from the last checkpoint; 130: a second Ctrl-C came before the state could be saved.
 """
 
 import argparse
@@ -12,6 +13,11 @@ from pathlib import Path
 from typing import NoReturn
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from hybrid_scale.signals import LISTENER, NOTICE, REQUESTS
+
+if __name__ == "__main__":
+    LISTENER.start((*REQUESTS, NOTICE))  # loading the libraries takes seconds, in which Ctrl-C is no traceback either
 
 from hybrid_scale import dist
 from hybrid_scale.command_line import read_arguments
@@ -64,6 +70,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=positive, default=1, help="with --dry-run: the number of ranks to plan for")
     parser.add_argument("--replay", type=Path, metavar="FAILURE", help="compute a failed step again (runs/.../failures/step_N)")
     arguments = read_arguments(parser)
+    LISTENER.quiet = dist.launched_rank() != 0
     failed = True
     try:
         config = load_config(arguments.config, arguments.overrides)
@@ -81,9 +88,9 @@ def main() -> int:
         dist.start()
         run = RunDirectory(config.run.directory)  # holds its lock until this process ends
         dist.first_rank_does(run.hold)
-        done = train(config, evaluate)
+        train(config, evaluate)
         failed = False
-        return 0 if done else 3
+        return 0
     except RankLost as error:
         print(f"error: rank {dist.launched_rank()}: {error}", file=sys.stderr, flush=True)
         os._exit(EXIT_CODE)  # the process group can't be taken down with a rank missing

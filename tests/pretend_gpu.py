@@ -211,6 +211,7 @@ def pretended_gpu(world: int = 1) -> Iterator[Nccl]:
         "present": lambda: True,
         "device": lambda: torch.device(GPU_NAME, 0),
         "synchronize": lambda: None,
+        "moment": lambda: None,
         "random_state": state.clone,
         "set_random_state": state.copy_,
     }

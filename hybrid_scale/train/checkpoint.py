@@ -44,8 +44,12 @@ class Checkpoints:
     Methods are collective where nothing else is said. Make it before the first step.
     """
 
-    def __init__(self, run: RunDirectory, engine: Engine, embedder: Embedder, facts: dict[str, Any], config: RunConfig):
+    def __init__(
+        self, run: RunDirectory, engine: Engine, embedder: Embedder, facts: dict[str, Any], config: RunConfig, first_step: int = 0
+    ):
         self.run, self.embedder, self.facts = run, embedder, facts
+        self.saved = first_step
+        """Steps finished at the latest checkpoint, one in progress included; 0: there is nothing to save yet."""
         self.keep, self.criterion = config.training.keep_checkpoints, config.training.keep_best
         self.snapshot, self.side = Snapshot(engine), dist.SideGroup()
         self.pending: Future[dict[str, float]] | None = None
@@ -63,12 +67,35 @@ class Checkpoints:
         """
         started = time.monotonic()
         self.finish()
+        self.snapshot.mark()
         self.snapshot.copy()
+        self.saved = step
         self.pending, self._writing = Future(), threading.Event()
         given = (step, started, self.pending, self._writing)
         self._thread = threading.Thread(target=self._work, args=given, name="checkpoint", daemon=True)
         self._thread.start()
         self._waited = time.monotonic() - started
+
+    def mark(self) -> None:
+        """A step has ended: what `save_last` saves is the state as it is now. Not collective."""
+        self.snapshot.mark()
+
+    def save_last(self, step: int) -> None:
+        """Make sure of a checkpoint of the state at `Snapshot.mark`, after `step` finished steps, and wait until it is whole.
+
+        For a thread beside the training, in which every rank calls it while the training stands between two updates. Raises
+        what was raised in making it, on the rank where it was.
+        """
+        pending = self.pending
+        if self._thread is not None:
+            self._thread.join()
+        if pending is not None and pending.done():
+            pending.result()
+        if self.saved != step:
+            self.snapshot.copy()
+            self.saved, last = step, Future[dict[str, float]]()
+            self._work(step, time.monotonic(), last, threading.Event())
+            last.result()
 
     def _work(self, step: int, started: float, pending: "Future[dict[str, float]]", writing: threading.Event) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The loop: batch, plan, step, log, save if due, stop if agreed. Knows no dataset format and no metric."""
+"""The loop: batch, plan, step, log, save if due. Knows no dataset format and no metric, nor how a run is stopped (stop.py)."""
 
 import math
 import sys
@@ -53,9 +53,10 @@ class Trainer:
         self.movement: MovementGuard | None = MovementGuard(self.engine.trained)
 
     def train(self, first_step: int) -> int:
-        """Steps first_step .. max_steps - 1. Returns how many are finished: fewer than max_steps where it was asked to stop."""
+        """Steps first_step .. max_steps - 1; returns max_steps."""
         training = self.config.training
         self._started = time.monotonic()
+        self.stop.stands(first_step)
         for step in range(first_step, training.max_steps):
             record = self._one_step(step)
             self._since_logged = [a + record[key] for a, key in zip(self._since_logged, RATES, strict=True)]
@@ -63,14 +64,10 @@ class Trainer:
             self.watch.at(done, "logging")
             if done % training.log_every_steps == 0 or done == training.max_steps:
                 self._log(record, first_step)
-            agreed = self.stop.agreed(self.checkpoints.failed())
-            if agreed is Agreed.FAIL:
-                self.checkpoints.finish()  # raises, everywhere
-            if agreed is Agreed.STOP or self._save_due(done):
+            if self._save_due(done):
                 self._save(done)
-            if agreed is Agreed.STOP and done < training.max_steps:
-                self.checkpoints.finish()
-                return done
+            self.checkpoints.mark()
+            self.stop.stands(done)
             if self._evaluation_due(done):
                 self.watch.at(done, "evaluation")
                 self.evaluate(done)
@@ -104,6 +101,7 @@ class Trainer:
         clock.append(time.monotonic())
         self.watch.at(number + 1, "gradient")
         loss = self._gradient(number, step, share.to(dist.device()))
+        self._agree_to_move()
         clock.append(time.monotonic())
         self.watch.at(number + 1, "update")
         rate = learning_rate(number, self.config.optimizer, self.config.training.max_steps)
@@ -134,6 +132,11 @@ class Trainer:
             "seconds_by_phase": {**seconds, "data_ahead": round(prepared, 4), "checkpoint_before": round(saving, 4)},
             "peak_gib": round(gpu.peak_bytes() / 2**30, 4),
         }
+
+    def _agree_to_move(self) -> None:
+        """All ranks go on to the update; or the process ends, as a rank was asked to stop; or a checkpoint failed (RunError)."""
+        if self.stop.agreed(self.checkpoints.failed()) is Agreed.FAIL:
+            self.checkpoints.finish()  # raises, everywhere
 
     def _gradient(self, number: int, step: Step, share: Share) -> float:
         """Loss and accumulated gradient, both finite on every rank, or a RunError on every rank."""

@@ -1,5 +1,7 @@
 """The trained state at a step's end: each rank copies what it owns to host memory; put together later, behind the training.
 
+Weights and moments move in the update alone, so the copy may be made at any time until the next one, by any thread.
+
 Knows how the engines hold trained weights and Adam's moments (private attributes of DeepSpeed 0.19.8, which is pinned), and no
 file. The copy is all that a step waits for: 12 bytes a trained weight, shared out over the ranks.
 """
@@ -51,29 +53,36 @@ class Place:
 class Snapshot:
     """Host memory for this rank's part of the state, used again for each checkpoint; made before the first step.
 
-    `copy` is called by the training, `whole` by one thread beside it, each after the other has returned.
+    `mark` is called by the training, `copy` by it or by the thread that ends the run, `whole` by one thread beside the training;
+    each after the other has returned.
     """
 
     def __init__(self, engine: Engine):
         self.engine = engine
+        self.place = dist.device()  # asked here: another thread may stand on another GPU
         self.places = _places(engine)
         self.buffers = {kind: [gpu.pinned(flat.numel(), flat.dtype) for flat in _flats(engine)] for kind in KINDS}
         self.step = torch.zeros(())
         self.random: dict[str, torch.Tensor] = {}
+        self.mark()
 
-    def copy(self) -> None:
-        """Take this rank's part as it is now. Not collective."""
-        flats = _flats(self.engine)
-        for kind in KINDS:
-            for buffer, flat in zip(self.buffers[kind], flats, strict=True):
-                buffer.copy_(_of_kind(self.engine, flat, kind), non_blocking=True)
-        if flats:
-            self.step = torch.as_tensor(_optimizer(self.engine).state[flats[0]]["step"]).cpu().clone()
+    def mark(self) -> None:
+        """A step has ended: remember the random state, which the next one changes before its update. Not collective."""
+        self.moment = gpu.moment()
         self.random = {"cpu": torch.get_rng_state()}
         ours = gpu.random_state()
         if ours is not None:
             self.random["cuda"] = ours
-        gpu.synchronize()  # the copies above are queued: the next update would overtake them
+
+    def copy(self) -> None:
+        """Take this rank's part as it was at `mark`, before the update that follows. Not collective."""
+        flats = _flats(self.engine)
+        with gpu.after(self.moment, self.place):  # the copies are made at its end: the next update would overtake them
+            for kind in KINDS:
+                for buffer, flat in zip(self.buffers[kind], flats, strict=True):
+                    buffer.copy_(_of_kind(self.engine, flat, kind), non_blocking=True)
+            if flats:
+                self.step = torch.as_tensor(_optimizer(self.engine).state[flats[0]]["step"]).cpu().clone()
 
     def whole(self, side: dist.SideGroup) -> State | None:
         """What `copy` took on all ranks, put together on rank 0; None on the others. Every rank's thread calls it."""

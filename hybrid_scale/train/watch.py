@@ -47,7 +47,7 @@ class Watch:
     def __init__(self, timeout: float, ending: Callable[[str, bool], None]):
         self.timeout, self.ending = timeout, ending
         self.interval = max(min(2.0, timeout / 20), dist.world_size() / 64)  # one server reads W^2 notes a tick
-        self.step, self.phase, self.failure = 0, "loading", ""
+        self.step, self.phase, self.failure, self.saving = 0, "loading", "", False
         self.notes: dist.Notes | None = None
         self.known: list[dict[str, Any]] = [{} for _ in range(dist.world_size())]
         self.silent = [0] * dist.world_size()
@@ -77,7 +77,12 @@ class Watch:
 
     def at(self, step: int, phase: str) -> None:
         """This rank is in `phase` of step `step` (from 1)."""
-        self.step, self.phase = step, phase
+        if not self.saving:
+            self.step, self.phase = step, phase
+
+    def ends(self) -> None:
+        """From here on this rank saves its state, whatever its main thread goes on with."""
+        self.phase, self.saving = "checkpoint", True
 
     def explain(self, error: BaseException) -> RankLost | None:
         """The rank behind an error of this rank, or None where it is this rank's own, which the others are then told."""

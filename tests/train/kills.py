@@ -11,6 +11,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,9 @@ class Start:
         place = self.run.path.parent / f"{self.run.path.name}-logs"
         place.mkdir(parents=True, exist_ok=True)
         self.logs = [place / f"{self.number:03d}-rank{rank}.log" for rank in range(self.world)]
+        self.file_before = self._metrics_inode()
+        if self.file_before is not None:  # a start that goes on from a checkpoint cuts the later steps off
+            shutil.copy(self.run.metrics_file, place / f"{self.number:03d}-metrics.jsonl")
         config = place / f"{self.number:03d}.yaml"
         config.write_text(dump_config(self.config))
         hold = None if self.hold_at is None else Hold(self.hold_at, place / f"{self.number:03d}-go", self.hold_in_a_write)
@@ -83,12 +87,12 @@ class Start:
             self.processes[-1].start()
 
     def wait_for_step(self, step: int) -> None:
-        """Until `step` is logged, or every rank has ended."""
-        before = self.logged_before
+        """Until this start has logged `step`, or every rank has ended."""
         while any(process.is_alive() for process in self.processes):
-            lines = self.run.metrics_file.read_text().splitlines() if self.run.metrics_file.exists() else []
-            if any(re.match(rf'{{"step": {step},', line) for line in lines[before:]):
-                return
+            if self._metrics_inode() not in (None, self.file_before):  # each start writes the file anew
+                lines = self.run.metrics_file.read_text().splitlines()
+                if any(re.match(rf'{{"step": {step},', line) for line in lines):
+                    return
             assert time.monotonic() < self.end, f"step {step} did not come:\n{self.output()}"
             time.sleep(0.01)
 
@@ -100,12 +104,8 @@ class Start:
             assert time.monotonic() < self.end, f"no checkpoint was begun:\n{self.output()}"
             time.sleep(0.0003)
 
-    @property
-    def logged_before(self) -> int:
-        """Lines of metrics.jsonl at this start."""
-        if not hasattr(self, "_before"):
-            self._before = len(self.run.metrics_file.read_text().splitlines()) if self.run.metrics_file.exists() else 0
-        return self._before
+    def _metrics_inode(self) -> int | None:
+        return self.run.metrics_file.stat().st_ino if self.run.metrics_file.exists() else None
 
     def kill(self, ranks: list[int], number: int = signal.SIGKILL) -> None:
         """Send a signal; whoever was held goes on."""
@@ -155,9 +155,7 @@ class Campaign:
 
     def start(self, world: int = 2, **how: Any) -> Start:
         self.starts += 1
-        start = Start(self.config, world, self.starts, **how)
-        assert start.logged_before >= 0
-        return start
+        return Start(self.config, world, self.starts, **how)
 
     def folders(self) -> list[Path]:
         """Checkpoints that stand under their name, oldest first."""
@@ -344,7 +342,8 @@ def small_disk(folder: Path) -> Iterator[Callable[[int], None] | None]:
 def losses(run: RunDirectory) -> dict[int, float]:
     """Loss by step, every line of every start; a step computed twice must have given the same loss, else it is NaN."""
     found: dict[int, set[float]] = {}
-    for line in run.metrics_file.read_text().splitlines():
+    before = (run.path.parent / f"{run.path.name}-logs").glob("*-metrics.jsonl")
+    for line in [line for path in [*before, run.metrics_file] for line in path.read_text().splitlines()]:
         with contextlib.suppress(json.JSONDecodeError):
             record = json.loads(line)
             found.setdefault(record["step"], set()).add(record["loss"])

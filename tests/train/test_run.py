@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import re
 import signal
 from pathlib import Path
@@ -24,6 +23,7 @@ from hybrid_scale.train.run import train
 from hybrid_scale.train.schedule import learning_rate
 from hybrid_scale.train.settle import dry_run
 from tests.ranks import run_ranks
+from tests.train.kills import EXITS, Start
 from tests.train.setup import make_config, write_inputs, zero
 
 
@@ -32,26 +32,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("run"))
 
 
-def train_on_this_rank(tree: str, stop_after: int = 0, evaluated: str = "") -> bool:
-    """Train; optionally send this process SIGTERM while step `stop_after` is logged, or note when evaluation is due."""
+def train_on_this_rank(tree: str, evaluated: str = "") -> bool:
+    """Train; optionally note when evaluation is due."""
     config = RunConfig.model_validate_json(tree)
     dist.start()
-    if stop_after and dist.rank() == 0:
-        append = RunDirectory.append_metrics
-
-        def append_and_stop(run: RunDirectory, record: dict[str, Any]) -> None:
-            append(run, record)
-            if record["step"] == stop_after:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        RunDirectory.append_metrics = append_and_stop  # type: ignore[method-assign]
 
     def evaluate(config: RunConfig, run: RunDirectory, encoder: Any, engine: Any, step: int | None) -> None:
         if evaluated and dist.rank() == 0:
             with open(evaluated, "a") as file:
                 file.write(f"{step}\n")
 
-    return train(config, evaluate)
+    train(config, evaluate)
+    return True
+
+
+def stop_after(config: RunConfig, step: int) -> None:
+    """Train on two ranks, of which the first gets SIGTERM while `step` is logged."""
+    start = Start(config, 2, 1, hold_at=step)
+    start.wait_for_step(step)
+    start.kill([0], signal.SIGTERM)
+    assert start.codes() == [EXITS["stopped"]] * 2, start.output()
 
 
 def what_training_says(tree: str) -> str:
@@ -126,7 +126,7 @@ def test_resume_is_bit_exact_at_equal_world_size(folder, tmp_path, engine):
     whole = run_config(folder, tmp_path / "whole", **{k: dict(v) for k, v in sections.items()})
     parts = run_config(folder, tmp_path / "parts", **{k: dict(v) for k, v in sections.items()})
     assert run_ranks(train_on_this_rank, 2, whole.model_dump_json()) == [True, True]
-    assert run_ranks(train_on_this_rank, 2, parts.model_dump_json(), 2) == [False, False]
+    stop_after(parts, 2)
     stopped = RunDirectory(parts.run.directory).status()
     assert (stopped["status"], stopped["step"], stopped["reason"]) == ("preempted", 2, "SIGTERM on rank 0")
     assert run_ranks(train_on_this_rank, 2, parts.model_dump_json()) == [True, True]
@@ -142,7 +142,7 @@ def test_resume_on_another_number_of_ranks(folder, tmp_path):
     whole = run_config(folder, tmp_path / "whole", **{k: dict(v) for k, v in sections.items()})
     parts = run_config(folder, tmp_path / "parts", **{k: dict(v) for k, v in sections.items()})
     run_ranks(train_on_this_rank, 2, whole.model_dump_json())
-    run_ranks(train_on_this_rank, 2, parts.model_dump_json(), 2)
+    stop_after(parts, 2)
     assert run_ranks(train_on_this_rank, 4, parts.model_dump_json()) == [True] * 4
     assert losses(parts) == pytest.approx(losses(whole), abs=5e-5)
 
@@ -156,7 +156,7 @@ def test_when_things_happen(folder, tmp_path):
         evaluation={"before_training": True},
     )
     noted = tmp_path / "evaluated"
-    run_ranks(train_on_this_rank, 1, config.model_dump_json(), 0, str(noted))
+    run_ranks(train_on_this_rank, 1, config.model_dump_json(), str(noted))
     assert noted.read_text().split() == ["0", "2", "4", "None"]
     run = RunDirectory(config.run.directory)
     assert [path.name for path in complete(run)] == ["step_00000004", "step_00000006"]
@@ -168,6 +168,11 @@ def test_when_things_happen(folder, tmp_path):
     assert record["pairs"] == 16
     assert record["real_tokens"] <= record["padded_tokens"] <= record["lockstep_tokens"]
     assert list(run.path.rglob("events.out.tfevents*"))
+    lines = run.metrics_file.read_text()
+    said = run_ranks(what_training_says, 1, config.model_dump_json())[0]  # a finished run, started again
+    assert "all 6 steps of this run and its evaluation are done; nothing is left to do" in said
+    assert len(said.splitlines()) == 1
+    assert (noted.read_text().split(), run.metrics_file.read_text()) == (["0", "2", "4", "None"], lines)
 
 
 def test_other_data_or_config_is_refused_on_resume(folder, tmp_path):

@@ -25,6 +25,11 @@ def one_step(engine: Any) -> None:
     engine.step(0.01)
 
 
+def abandoned_step(engine: Any) -> None:
+    """A gradient and random numbers, without the update that was to follow."""
+    engine.backward(engine.embed(BATCH).sum() + torch.rand(3).sum(), last=False)
+
+
 def as_the_engine_says(engine: Any) -> dict[str, torch.Tensor]:
     """Trained weights and moments by `KIND.NAME`, whole on every rank: DeepSpeed's own readers, or the optimiser's state."""
     found = {}
@@ -51,6 +56,8 @@ def on_this_rank(tree: str) -> list[str] | None:
     for _ in range(2):  # buffers are used again
         one_step(engine)
         torch.manual_seed(dist.rank())
+        snapshot.mark()
+        abandoned_step(engine)
         snapshot.copy()
         expected = as_the_engine_says(engine)
         thread = threading.Thread(target=lambda: states.append(snapshot.whole(side)))

@@ -118,15 +118,19 @@ def _complete(run: PlannedRun, sets: Sequence[str]) -> bool:
 
 
 class _Asked:
-    """SIGTERM within the block, looked for where a child is waited for: one just started must be told and waited for too."""
+    """SIGTERM, or SIGHUP of a closed terminal, within the block, looked for where a child is waited for: one just started must be
+    told and waited for too. A SIGHUP that is ignored, as under nohup, stays so.
+    """
 
     def __enter__(self) -> "_Asked":
         self.number: int | None = None
-        self.before = signal.signal(signal.SIGTERM, self._note)
+        wanted = [signal.SIGTERM, *([] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP])]
+        self.before = {number: signal.signal(number, self._note) for number in wanted}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self.before)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
@@ -151,6 +155,10 @@ def _run_one(
             progress = Progress(run)
             try:
                 _follow(child, progress.text, line, poll_seconds, asked)
+            except (KeyboardInterrupt, SystemExit):
+                if directory.status()["status"] == "queued":  # its libraries were still being loaded
+                    directory.set_status("preempted", reason="stopped before it began")
+                raise
             finally:
                 _record_end(directory, child.returncode)
     line.end(_outcome(directory, time.monotonic() - begun))
@@ -193,13 +201,20 @@ def _follow(child: subprocess.Popen[bytes], text: Callable[[], str], line: "_Lin
             _wait(child, poll_seconds)
     except KeyboardInterrupt:  # the terminal has sent SIGINT to the child too
         line.end("interrupted; waiting for the run to save")
-        child.wait()
+        _wait_out(child)
         raise
     except BaseException:
         child.terminate()
-        child.wait()
+        _wait_out(child)
         raise
     return child.returncode
+
+
+def _wait_out(child: subprocess.Popen[bytes]) -> None:
+    """Until the child has ended, also where Ctrl-C comes again: it has heard of that as well."""
+    while child.returncode is None:
+        with suppress(KeyboardInterrupt):
+            child.wait()
 
 
 def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:

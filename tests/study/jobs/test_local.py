@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from tests.study.jobs.clusters import wait
 ROOT = Path(__file__).parents[3]
 
 TRAINER = """
-import json, os, sys, pathlib, time
+import json, os, signal, sys, pathlib, time
 directory = pathlib.Path(sys.argv[1]); how = sys.argv[2]
 def status(word, **facts):  # whole or not at all, as the trainer's
     (directory / "status.part").write_text(json.dumps({"status": word, **facts}))
@@ -39,6 +40,14 @@ if how == "raises": status("failed", reason="data ran out"); sys.exit(1)
 if how == "preempted": status("preempted"); sys.exit(0)
 if how == "forgets": sys.exit(0)
 if how == "waits": time.sleep(900)
+if how == "saves":  # for a second after Ctrl-C, whatever comes meanwhile
+    asked = []
+    signal.signal(signal.SIGINT, lambda *_: asked.append(1))
+    print("ready", flush=True)
+    while not asked: time.sleep(.02)
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end: time.sleep(.02)
+    status("preempted", step=3, reason=f"{len(asked)} times"); sys.exit(3)
 status("done")
 """
 
@@ -141,6 +150,31 @@ def test_a_study_runs_once_at_a_time_and_stops_with_its_child(plan: Plan, tmp_pa
         other.kill()
         other.wait()
     assert run(plan, fake(tmp_path))[0] == []
+
+
+def test_a_study_waits_for_the_save_however_often_ctrl_c_comes(plan: Plan, tmp_path: Path) -> None:
+    fake(tmp_path)
+    code = (
+        "import signal, sys; from pathlib import Path; from hybrid_scale.study.grid import plan_study\n"
+        "from hybrid_scale.study.jobs.local import run_study\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"command = lambda run: [sys.executable, {str(tmp_path / 'trainer.py')!r}, str(run.directory), 'saves']\n"
+        f"try: run_study(plan_study(Path({plan.source!r})), command, poll_seconds=.05)\n"
+        "except KeyboardInterrupt: sys.exit(130)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        log = plan.runs[0].directory / "train.log"
+        wait("the run", lambda: log.exists() and "ready" in log.read_text(), 600)
+        for _ in range(2):  # the terminal sends it to the child as well
+            os.killpg(other.pid, signal.SIGINT)
+            time.sleep(0.4)
+        assert other.wait(600) == 130
+        assert (status(plan.runs[0])["status"], status(plan.runs[0])["reason"]) == ("preempted", "2 times")
+        assert not (plan.runs[1].directory / "train.log").exists()
+    finally:
+        other.kill()
+        other.wait()
 
 
 SCORER = """
