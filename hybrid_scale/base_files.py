@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 
 from hybrid_scale import dist
 from hybrid_scale.config import ModelSettings
@@ -20,6 +21,8 @@ SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 """What a Hub repository is asked for before anything else; code (`*.py`) only where it may run."""
 COMMIT = re.compile(r"[0-9a-f]{7,40}")
 MESSAGE_CHARACTERS = 300
+FAILURES: tuple[type[Exception], ...] = (OSError, ValueError, HfHubHTTPError.__bases__[0])
+"""What the Hub's library raises; the last is the base of its HTTP library's errors, as for a connection cut within a file."""
 
 _folders: dict[tuple[str, str | None], Path] = {}
 """(base, revision) -> the snapshot that this process reads, set when it is first asked for."""
@@ -104,7 +107,7 @@ def _small(settings: ModelSettings) -> tuple[str, ...]:
 def _download(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-    except (OSError, ValueError) as error:  # every error of the Hub's library is one of them
+    except FAILURES as error:
         rule = f"it is no folder, and can't be had from the Hub: {_one_line(error)}"
         offline = " HF_HUB_OFFLINE is set: nothing is downloaded." if constants.HF_HUB_OFFLINE else ""
         at = f"{name}@{revision}" if revision else name

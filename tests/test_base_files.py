@@ -120,6 +120,18 @@ def test_what_cant_be_had_is_one_line(hub, tmp_path):
         locate(ModelSettings(base=str(tmp_path / "none")))
 
 
+def test_a_connection_cut_within_a_file_is_one_line(hub, monkeypatch):
+    """Such errors of the Hub's library are neither OSError nor ValueError."""
+    assert not issubclass(base_files.FAILURES[-1], OSError | ValueError)
+
+    def download(*_: object, **__: object) -> str:
+        raise base_files.FAILURES[-1]("peer closed connection\nwithout a whole body")
+
+    monkeypatch.setattr(base_files, "snapshot_download", download)
+    with pytest.raises(ModelError, match="can't be had from the Hub: peer closed connection without a whole body"):
+        locate(TINY)
+
+
 # Whose base a checkpoint is
 
 

@@ -75,6 +75,28 @@ def test_a_trained_run_in_sentence_transformers(runs, tmp_path, kind, capsys):
     assert np.abs(found[3] - found[1]).max() > 1e-3
 
 
+def test_another_base_than_the_trained_one_is_refused(runs, tmp_path, capsys):
+    config = runs["lora"]
+    shutil.copytree(config.model.base, tmp_path / "base")
+    shutil.copytree(config.run.directory, tmp_path / "run")
+    run = RunDirectory(str(tmp_path / "run"))
+    tree = yaml.safe_load(run.config_file.read_text())
+    tree["model"]["base"] = str(tmp_path / "base")
+    run.config_file.write_text(yaml.safe_dump(tree))
+    given = [str(tmp_path / "run"), "--format", "adapter", "--to"]
+    assert door.main([*given, str(tmp_path / "same")]) == 0
+    path = tmp_path / "base" / "model.safetensors"
+    weights = bytearray(path.read_bytes())
+    weights[-1] ^= 1
+    path.write_bytes(weights)
+    capsys.readouterr()
+    assert door.main([*given, str(tmp_path / "other")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "another base than" in line
+    assert "model.safetensors: " in line
+    assert not (tmp_path / "other").exists()
+
+
 def test_several_formats_and_the_scores_of_the_step(runs, tmp_path):
     run = runs["lora"].run.directory
     given = ["--format", "adapter", "merged", "--base", "org/tiny", "--license", "mit", "--dtype", "bfloat16"]

@@ -100,10 +100,11 @@ def load_text_encoder(config: RunConfig) -> TextEncoder:
             locate(settings, weights=False),
             trust_remote_code=settings.trust_remote_code,
             code_revision=code_revision(settings),
-        )
+        ).get_text_config()
     except (OSError, ValueError) as error:
-        raise ModelError(describe("model.base", settings.base, f"no tokenizer can be loaded from it: {error}")) from None
-    return make_text_encoder(tokenizer, config, getattr(shape.get_text_config(), "vocab_size", None))
+        said = " ".join(str(error).split())
+        raise ModelError(describe("model.base", settings.base, f"no tokenizer can be loaded from it: {said}")) from None
+    return make_text_encoder(tokenizer, config, getattr(shape, "vocab_size", None))
 
 
 def refuse_outside(tokenizer: PreTrainedTokenizerBase, rows: int, ids: Sequence[int], where: str) -> None:

@@ -38,9 +38,10 @@ def read_config(settings: ModelSettings) -> PretrainedConfig:
             trust_remote_code=settings.trust_remote_code,
             code_revision=code_revision(settings),
         )
+        text: PretrainedConfig = whole.get_text_config()  # ValueError: it has several
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(describe("model.base", settings.base, f"its config.json can't be read: {error}")) from None
-    text: PretrainedConfig = whole.get_text_config()
+        said = " ".join(str(error).split())
+        raise ModelError(describe("model.base", settings.base, f"its config.json can't be read: {said}")) from None
     if text is not whole:
         text.name_or_path = settings.base
         found = getattr(whole, "quantization_config", None)

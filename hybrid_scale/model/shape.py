@@ -14,5 +14,6 @@ NAMES = (
 def read_shape(settings: ModelSettings) -> Architecture:
     """Shape of `model.base`, of whatever type. Raises ModelError when there is no config.json or it lacks the usual names."""
     config = read_config(settings)
+    config.allow_global_per_layer_attribute_access = True  # where layers differ (Gemma 4), the shape is that of most of them
     named = {name: getattr(config, name) for name in NAMES if getattr(config, name, None) is not None}
     return from_config({**config.to_dict(), **named}, settings.base, strict=False)

@@ -145,7 +145,7 @@ def from_config(config: Mapping[str, Any], name: str, strict: bool = True) -> Ar
         raise ModelError(describe(f"{name}: model_type", kind, "the planner has no shape for this type", remedy))
     family = FAMILIES.get(kind, Family())
     try:
-        hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
+        hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"] if strict else _heads(text))
         return Architecture(
             name=name,
             family=str(kind),
@@ -166,10 +166,19 @@ def from_config(config: Mapping[str, Any], name: str, strict: bool = True) -> Ar
         raise ModelError(describe(f"{name}: config.json", sorted(text), f"{error} is missing", remedy)) from None
 
 
+def _heads(text: Mapping[str, Any]) -> int:
+    """1 for a type without attention heads (Mamba, RWKV)."""
+    return int(text.get("num_attention_heads") or 1)
+
+
 def _intermediate(text: Mapping[str, Any], hidden: int) -> int:
-    """Width inside the MLP, by whatever name a type gives it; four times the hidden size where its config.json says nothing."""
+    """Width inside the MLP, by whatever name a type gives it, the mean where its layers differ (Gemma 3n).
+
+    Four times the hidden size where its config.json says nothing.
+    """
     named = (text.get(key) for key in ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner"))
-    return int(next((width for width in named if width), 4 * hidden))
+    width = next((width for width in named if width), 4 * hidden)
+    return sum(width) // len(width) if isinstance(width, list | tuple) else int(width)
 
 
 def positions_of(text: Mapping[str, Any]) -> int | None:

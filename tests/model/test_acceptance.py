@@ -13,6 +13,7 @@ from hybrid_scale.errors import ModelError
 from hybrid_scale.model.acceptance import accept, unquantised
 from hybrid_scale.model.base import read_config
 from hybrid_scale.model.load import load_embedder
+from hybrid_scale.train.settle import dry_run
 from tests.model.bases import FAMILIES, PICTURES, run_over, write_base, write_config
 
 DENSE = sorted(set(FAMILIES) - {"qwen3_moe", "mixtral", "gpt_oss", "bert", "t5", *PICTURES})
@@ -122,6 +123,14 @@ def test_adapters_on_experts_are_refused_and_beside_them_accepted(tmp_path, fami
 )
 def test_targets_that_match_nothing_or_something_else_are_named(tmp_path, family, targets, match):
     refused(run_over(write_config(tmp_path, family), lora={"rank": 4, "targets": targets}), match)
+
+
+def test_a_dry_run_refuses_before_it_opens_data_or_weights(tmp_path):
+    base = write_config(tmp_path, "olmo2")
+    with pytest.raises(ModelError, match="found 'qkv_proj'; 1 of 1 targets match no layer of Olmo2Model"):
+        dry_run(run_over(base, lora={"rank": 4, "targets": ["qkv_proj"]}), 8)
+    with pytest.raises(ModelError, match="for 512 positions"):
+        dry_run(run_over(base, passage=600), 8)
 
 
 @pytest.mark.parametrize(("family", "most"), [("llama", 512), ("gpt2", 128), ("opt", 128), ("gemma3_text", 512)])

@@ -119,6 +119,20 @@ def test_a_trainer_accepts_types_that_the_planner_has_no_shape_for(tmp_path: Pat
         assert found == (64, 2, heads, 16, drops)
         with pytest.raises(ModelError, match="the planner has no shape for this type"):
             find(str(tmp_path))
+    layers = {**sizes, "intermediate_size": [256, 128], "layer_types": ["full_attention", "full_attention"]}
+    for kind, options, heads, inside in (
+        ("mamba", {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100}, 1, 128),
+        ("gemma3n_text", {**layers, "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0, 0.0]}, 4, 192),
+        ("gemma4_text", {**sizes, "global_head_dim": 32, "num_kv_shared_layers": 0}, 4, 256),
+        ("opt", {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 96}, 4, 96),
+        ("mpt", {"d_model": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 100}, 4, 256),
+    ):
+        CONFIG_MAPPING[kind](**options).save_pretrained(tmp_path)
+        shape = read_shape(ModelSettings(base=str(tmp_path)))
+        assert (kind, shape.hidden, shape.layers, shape.heads, shape.intermediate) == (kind, 64, 2, heads, inside)
+    CONFIG_MAPPING["musicgen"]().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"its config.json can't be read: Multiple valid text configs"):
+        read_shape(ModelSettings(base=str(tmp_path)))
     CONFIG_MAPPING["resnet"]().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"config.json: found .* is missing"):
         read_shape(ModelSettings(base=str(tmp_path)))
