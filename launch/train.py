@@ -26,6 +26,7 @@ from hybrid_scale.data.text import TextEncoder
 from hybrid_scale.errors import ConfigError, HybridScaleError, describe, explain, nearest
 from hybrid_scale.retrieval.benchmark import evaluate_run
 from hybrid_scale.retrieval.parts import open_sets
+from hybrid_scale.retrieval.spill import remove_left
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.train.engine import Engine, check
 from hybrid_scale.train.replay import replay
@@ -88,6 +89,7 @@ def main() -> int:
         dist.start()
         run = RunDirectory(config.run.directory)  # holds its lock until this process ends
         dist.first_rank_does(run.hold)
+        dist.first_rank_does(lambda: remove_left(run.embeddings))
         train(config, evaluate)
         failed = False
         return 0

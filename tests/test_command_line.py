@@ -2,6 +2,8 @@
 
 import argparse
 import itertools
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -64,3 +66,16 @@ def test_a_plan_and_an_evaluation_do_too(monkeypatch: pytest.MonkeyPatch) -> Non
     assert plan.parse().settings == ["model.query_prompt="]
     found = evaluate.arguments(["--run", "r", "--out", "o.json", "data/x"])
     assert (found.data, found.run) == (Path("data/x"), Path("r"))
+
+
+def test_ctrl_c_is_a_line_and_other_errors_keep_their_traceback() -> None:
+    """What is made inside a `with` is taken away before; a shell sees a process that ended by SIGINT."""
+    script = "import argparse, contextlib, sys, hybrid_scale.command_line as c; c.read_arguments(argparse.ArgumentParser(), [])\n"
+    script += "with contextlib.closing(type('T', (), {'close': lambda self: print('cleared')})()): raise "
+    ends = {}
+    for error in ("KeyboardInterrupt", "ZeroDivisionError"):
+        ends[error] = subprocess.run([sys.executable, "-c", script + error], capture_output=True, text=True)
+    stopped, broken = ends.values()
+    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (-signal.SIGINT, "cleared\n", "stopped by Ctrl-C\n")
+    assert broken.returncode == 1
+    assert "Traceback" in broken.stderr

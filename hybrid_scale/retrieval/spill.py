@@ -22,6 +22,14 @@ from hybrid_scale.retrieval.store import STORED, Store, decode, encode, make_sto
 from hybrid_scale.retrieval.stored import StoredVectors
 
 PART_ROWS = 16_384
+PREFIX = ".vectors-"
+"""Of the folder of one store."""
+
+
+def remove_left(folder: Path) -> None:
+    """Take away what processes left in `folder` that ended within a Spill, as a stop does. Nobody else may work there now."""
+    for left in folder.glob(f"{PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 class Spill:
@@ -97,6 +105,6 @@ class Spill:
             self._array = np.empty((max(1, self.rows), dimensions), STORED[self.dtype])
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._made = Path(tempfile.mkdtemp(prefix=".vectors-", dir=self.folder))
+        self._made = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.folder))
         self._store = make_store(self._made, {"dtype": self.dtype}, self.rows, dimensions, PART_ROWS)
         self._array = np.empty((PART_ROWS, dimensions), np.float32)

@@ -16,7 +16,7 @@ from hybrid_scale.model.load import load_embedder
 from hybrid_scale.retrieval import spill as module
 from hybrid_scale.retrieval.benchmark import score
 from hybrid_scale.retrieval.index import search
-from hybrid_scale.retrieval.spill import Spill
+from hybrid_scale.retrieval.spill import Spill, remove_left
 from launch import baselines, evaluate
 from tests.ranks import run_ranks
 from tests.retrieval.worlds import rounded, write_embeddings, write_task
@@ -87,6 +87,17 @@ def scored(tree: str, data: str) -> dict[str, Any]:
 
 
 @pytest.mark.distributed
+def test_what_a_stop_leaves_on_disk_is_taken_away(tmp_path: Path) -> None:
+    """A process that a stop ends within an evaluation doesn't leave the `with` block; stores that are kept stay."""
+    (tmp_path / "set" / "step_00000004").mkdir(parents=True)
+    spill = Spill(3, "float32", 0, tmp_path, str).extend([np.ones((3, 4), np.float32)])
+    assert spill.on_disk
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_left(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    remove_left(tmp_path / "none")
+
+
 def test_training_scores_the_same_from_memory_and_from_disk(tmp_path: Path) -> None:
     folder = write_inputs(tmp_path / "inputs")
     task = write_task(tmp_path / "little")
