@@ -19,7 +19,14 @@ OTHER_CODE = "--"
 
 def raw_config(settings: ModelSettings) -> dict[str, Any]:
     """The content of config.json as it is written. Raises ModelError: there is none, or it isn't JSON."""
-    path = locate(settings, weights=False) / "config.json"
+    folder = locate(settings, weights=False)
+    path = folder / "config.json"
+    if not path.is_file():
+        inside = sorted(
+            other.parent.name for other in folder.glob("*/config.json") if (other.parent / "tokenizer.json").is_file()
+        )
+        remedy = f"Name {folder / inside[0]}, which holds a model." if inside else "Name the folder of the model itself."
+        raise ModelError(describe("model.base", settings.base, "its config.json can't be read: there is none", remedy))
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -31,6 +38,7 @@ def raw_config(settings: ModelSettings) -> dict[str, Any]:
 
 def read_config(settings: ModelSettings) -> PretrainedConfig:
     """The text model's config as transformers reads it. Raises ModelError: not readable, or of a type that it doesn't know."""
+    raw_config(settings)
     _check_code(settings)
     try:
         whole = AutoConfig.from_pretrained(

@@ -201,6 +201,15 @@ def test_two_sets_of_other_weights_are_refused_and_of_the_same_taken(tmp_path):
         load_embedder(run_over(base).model, 0)
 
 
+def test_a_folder_without_config_json_names_the_one_inside(tmp_path):
+    """An old folder of sentence-transformers, and one of several checkpoints."""
+    refused(run_over(tmp_path), "config.json can't be read: there is none. Name the folder of the model itself")
+    for inside in ("0_Transformer", "checkpoint-500"):
+        write_base(tmp_path / inside, "llama")
+        refused(run_over(tmp_path), r"there is none. Name .*/0_Transformer, which holds a model")
+    assert accept(run_over(tmp_path / "0_Transformer")) == []
+
+
 def test_missing_files_and_other_formats_are_named(tmp_path):
     base = write_base(tmp_path, "llama")
     split(base, 1.0)

@@ -148,6 +148,14 @@ def test_an_exported_model_keeps_its_prompts(monkeypatch: pytest.MonkeyPatch) ->
     assert (model.mteb_model_meta.max_tokens, model.mteb_model_meta.embed_dim) == (7, 4)
 
 
+def test_results_of_other_weights_get_another_revision() -> None:
+    """mteb keeps results by revision, and gives back those that are there."""
+    base = {"config.json": "1:a", "model.safetensors": "2:b"}
+    others = ({**base, "model.safetensors": "2:c"}, {**base, "trained": "d"}, {**base, "trained": "e"})
+    assert len({door.digest_of(facts) for facts in (base, *others)}) == 4
+    assert door.digest_of(dict(reversed(base.items()))) == door.digest_of(base)
+
+
 def test_the_door_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--run", str(tmp_path), "--out", str(tmp_path / "out"), "--tasks"]
     assert door.main([*given, "NoSuchTaskAtAll"]) == 2
