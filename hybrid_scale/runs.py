@@ -220,11 +220,12 @@ class RunDirectory:
         """The logged steps in order; a step logged twice counts once, the later line. A torn line, as a killed process or a full
         disk leaves it, counts for nothing.
         """
-        if not self.metrics_file.exists():
-            return []
-        lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
-        by_step = {record["step"]: record for record in map(_record, lines) if record is not None}
+        by_step = {record["step"]: record for record in map(_record, self._metric_lines()) if record is not None}
         return [by_step[step] for step in sorted(by_step)]
+
+    def torn_metrics(self) -> int:
+        """How many lines of `metrics.jsonl` aren't the record of a step."""
+        return sum(_record(line) is None for line in self._metric_lines())
 
     def rewind_metrics(self, step: int) -> int:
         """Leave in `metrics.jsonl` the steps up to `step`, each once: a run that goes on from there logs the later ones again.
@@ -233,10 +234,15 @@ class RunDirectory:
         """
         if not self.metrics_file.exists():
             return 0
-        lines = self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
+        torn = self.torn_metrics()
         kept = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
         write_text(self.metrics_file, "".join(kept))
-        return sum(_record(line) is None for line in lines)
+        return torn
+
+    def _metric_lines(self) -> list[str]:
+        if not self.metrics_file.exists():
+            return []
+        return self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
 
     def evaluation_file(self, task: str, step: int | None = None) -> Path:
         """`eval/TASK.json` for the final model, `eval/TASK.step-N.json` for one during training."""

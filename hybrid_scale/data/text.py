@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from hybrid_scale.base_files import code_revision, locate
-from hybrid_scale.config import RunConfig
+from hybrid_scale.config import ModelSettings, RunConfig
 from hybrid_scale.data.prepared import TextTable
 from hybrid_scale.errors import ModelError, describe
 from hybrid_scale.runs import atomic_path
@@ -96,15 +96,23 @@ def load_text_encoder(config: RunConfig) -> TextEncoder:
             trust_remote_code=settings.trust_remote_code,
             code_revision=code_revision(settings),
         )
-        shape = AutoConfig.from_pretrained(
-            locate(settings, weights=False),
-            trust_remote_code=settings.trust_remote_code,
-            code_revision=code_revision(settings),
-        ).get_text_config()
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ModelError(describe("model.base", settings.base, f"no tokenizer can be loaded from it: {said}")) from None
-    return make_text_encoder(tokenizer, config, getattr(shape, "vocab_size", None))
+    return make_text_encoder(tokenizer, config, _embedding_rows(settings))
+
+
+def _embedding_rows(settings: ModelSettings) -> int | None:
+    """Rows of the base's embedding table as its config.json says; None where there is none, as beside a tokenizer alone."""
+    folder = locate(settings, weights=False)
+    if not (folder / "config.json").is_file():
+        return None
+    code = {"trust_remote_code": settings.trust_remote_code, "code_revision": code_revision(settings)}
+    try:
+        return getattr(AutoConfig.from_pretrained(folder, **code).get_text_config(), "vocab_size", None)
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ModelError(describe("model.base", settings.base, f"its config.json can't be read: {said}")) from None
 
 
 def refuse_outside(tokenizer: PreTrainedTokenizerBase, rows: int, ids: Sequence[int], where: str) -> None:

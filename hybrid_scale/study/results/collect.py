@@ -114,7 +114,13 @@ def _read(plan: Plan, run: PlannedRun) -> _Read:
     if directory.config_file.exists():
         read.config = _or(read.broken, directory.config, run.config)
     read.status = _or(read.broken, lambda: read_status(directory), {})
-    read.metrics = _or(read.broken, lambda: _metrics(directory), [])
+    read.metrics = _or(read.broken, directory.metrics, [])
+    if read.metrics and (torn := directory.torn_metrics()):
+        read.notes.append(f"{torn} of the lines in {directory.metrics_file.name} are torn and don't count")
+    elif not read.metrics and directory.metrics_file.exists() and read.status.get("status") == "done":
+        read.broken.append(
+            describe(str(directory.metrics_file), "no record of a step", "a finished run must have logged its steps")
+        )
     if directory.manifest_file.exists():
         read.manifest = _or(read.broken, lambda: _manifest(directory), {})
     for file in sorted(directory.evaluations.glob("*.json")):
@@ -147,13 +153,6 @@ def _or(faults: list[str], reader: Callable[[], Any], otherwise: Any) -> Any:
     except (HybridScaleError, OSError, UnicodeDecodeError) as error:
         faults.append(str(error))
         return otherwise
-
-
-def _metrics(directory: RunDirectory) -> list[dict[str, Any]]:
-    try:
-        return directory.metrics()
-    except (KeyError, TypeError) as error:
-        raise RunError(describe(str(directory.metrics_file), error, "a line isn't the record of a step")) from None
 
 
 def _manifest(directory: RunDirectory) -> dict[str, Any]:

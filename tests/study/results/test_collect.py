@@ -100,7 +100,7 @@ def edited(plan: Plan, file: str, text: str) -> pd.Series:
 BROKEN = {
     "status.json": ['{"status": "finished"}', "[]", "{"],
     "config.yaml": ["sampler: {arm: wrong}", "]"],
-    "metrics.jsonl": ['{"loss": 1}\n{"step": 2}\n', "x\n{}\n"],
+    "metrics.jsonl": ['{"loss": 1}\n', "x\n{}\n"],
     "manifest.json": ["[1]", "{"],
 }
 
@@ -110,6 +110,14 @@ def test_a_file_that_was_broken_by_hand_breaks_its_run_alone(tmp_path: Path, fil
     row = edited(fabricated(tmp_path, SCORES, seeds=[0]), file, text)
     assert row["status"] == "broken"
     assert file in row["reason"]
+
+
+def test_a_torn_line_of_the_log_is_told_and_the_run_counts(tmp_path: Path) -> None:
+    plan = fabricated(tmp_path, SCORES, seeds=[0])
+    log = (plan.runs[0].directory / "metrics.jsonl").read_text(encoding="utf-8")
+    row = edited(plan, "metrics.jsonl", '{"step": 1, "lo\n' + log)
+    assert row["status"] == "done"
+    assert "1 of the lines in metrics.jsonl are torn" in row["notes"]
 
 
 @pytest.mark.parametrize(
