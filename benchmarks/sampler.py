@@ -38,7 +38,7 @@ def write(folder: Path, rows: int, languages: int) -> None:
         table = pa.table({"id": [""], "text": [""]})
         with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-    names = [f"l{i}" for i in range(languages)]
+    names = [f"x-l{i}" for i in range(languages)]
     facts = {"format": FORMAT, "kind": "pairs", "languages": names, "fingerprint": f"{rows} {languages}"}
     (folder / "manifest.json").write_text(json.dumps(facts))
 

@@ -21,7 +21,7 @@ import numpy as np
 from hybrid_scale.config import SamplerSettings
 from hybrid_scale.data.prepared import Pairs
 from hybrid_scale.data.shuffle import draw, generator, mix
-from hybrid_scale.data.strata import Kind, Stratum, open_strata
+from hybrid_scale.data.strata import CrossStratum, Kind, Stratum, open_strata
 from hybrid_scale.errors import ConfigError, describe
 
 MIN_POOLS_PER_DEAL = 16
@@ -217,6 +217,12 @@ class HybridSampler:
     def deals(self) -> dict[str, int]:
         """Pools per deal of each stream."""
         return {name: stream.pools_per_deal for name, stream in self.streams.items()}
+
+    @property
+    def repetitions(self) -> int:
+        """Cross pairs that are left out because others equal them. Versions that drew them too drew other batches."""
+        strata = [stratum for stream in self.streams.values() for stratum in stream.strata]
+        return sum(len(stratum.gaps) for stratum in strata if isinstance(stratum, CrossStratum))
 
     def _weights(self, strata: Sequence[Stratum]) -> np.ndarray:
         exponent = {"uniform": 0.0, "size": 1.0, "power": self.settings.power}[self.settings.language_weights]

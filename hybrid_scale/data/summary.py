@@ -1,6 +1,7 @@
 """A prepared directory in a few lines of text: sizes, languages, language pairs.
 
-Reads the manifest, the small arrays and the language columns; never a text.
+Reads the manifest, the small arrays and the language columns. Cross pairs are counted by the index that the sampler draws
+from, which is made here where it is missing.
 """
 
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hybrid_scale.data.prepared import Pairs, RetrievalSet
+from hybrid_scale.data.strata import CrossStratum, open_strata
 from hybrid_scale.runs import read_json
 
 MOST_LINES = 40
@@ -39,7 +41,7 @@ def spelling_lines(codes: dict[str, dict[str, int]]) -> list[str]:
 
 
 def pair_lines(pairs: Pairs) -> list[str]:
-    """Rows per (query language, passage language), and how many ordered cross pairs joining on the group would give."""
+    """Rows per (query language, passage language), and how many ordered cross pairs the rows and their groups give."""
     named = zip(np.asarray(pairs.query_lang).tolist(), np.asarray(pairs.passage_lang).tolist(), strict=True)
     rows = Counter((pairs.languages[query], pairs.languages[passage]) for query, passage in named)
     lines = [f"  {'rows marked cross only':32} {int(np.sum(pairs.cross_only)):>12,}"]
@@ -52,10 +54,14 @@ def pair_lines(pairs: Pairs) -> list[str]:
 
 
 def by_source(pairs: Pairs) -> dict[str, dict[str, int]]:
-    """Of each source of a mix: its rows, languages, parallel groups, hard negatives, and ordered cross pairs within groups."""
+    """Of each source of a mix: its rows, languages, parallel groups, hard negatives, and ordered cross pairs within groups.
+
+    A cross pair that several sources give counts for one of them.
+    """
     if pairs.source is None:
         return {}
     found = {}
+    crossed = _cross_pairs_of_rows(pairs)
     for number, name in enumerate(pairs.source_names):
         rows = np.asarray(pairs.source) == number
         found[name] = {
@@ -63,7 +69,7 @@ def by_source(pairs: Pairs) -> dict[str, dict[str, int]]:
             "languages": len(np.unique(np.concatenate([pairs.query_lang[rows], pairs.passage_lang[rows]]))),
             "groups": len(np.unique(pairs.group[rows])),
             "hard_negatives": int(np.diff(pairs.negative_offsets)[rows].sum()),
-            "cross_pairs": cross_pairs(pairs, rows),
+            "cross_pairs": int(crossed[rows].sum()),
         }
     return found
 
@@ -79,14 +85,18 @@ def source_lines(pairs: Pairs) -> list[str]:
     return lines
 
 
-def cross_pairs(pairs: Pairs, rows: np.ndarray | slice = slice(None)) -> int:
-    """Ordered (row's query, other row's passage) of one group in two languages."""
-    languages, groups = len(pairs.languages), pairs.manifest["groups"]
-    queries, passages = (
-        np.bincount((np.asarray(pairs.group) * languages + column)[rows], minlength=groups * languages).reshape(groups, languages)
-        for column in (pairs.query_lang, pairs.passage_lang)
-    )
-    return int((queries.sum(1) * passages.sum(1) - (queries * passages).sum(1)).sum())
+def cross_pairs(pairs: Pairs) -> int:
+    """Ordered pairs of a query and a passage of one group in two languages, each once."""
+    return int(_cross_pairs_of_rows(pairs).sum())
+
+
+def _cross_pairs_of_rows(pairs: Pairs) -> np.ndarray:
+    """[R] cross pairs that the row's query is drawn with. A pair that several rows give counts at one of them."""
+    counts = np.zeros(len(pairs), np.int64)
+    for stratum in open_strata(pairs, "cross", (), allow_same=False):
+        assert isinstance(stratum, CrossStratum)
+        counts[stratum.rows] = stratum.counts
+    return counts
 
 
 def retrieval_lines(data: RetrievalSet) -> list[str]:

@@ -19,11 +19,14 @@ from hybrid_scale.runs import barred, read_json
 from hybrid_scale.train.engine import Engine
 
 
-def facts_of(config: RunConfig, fingerprint: str) -> dict[str, Any]:
-    """What a checkpoint remembers of its run, to be compared on resume. Collective."""
+def facts_of(config: RunConfig, fingerprint: str, repetitions: int = 0) -> dict[str, Any]:
+    """What a checkpoint remembers of its run, to be compared on resume. Collective.
+
+    `fingerprint`: of the training data; `repetitions`: cross pairs that the sampler leaves out because others equal them.
+    """
     return {
         "world_size": dist.world_size(),
-        "data": {"directory": config.data.train, "fingerprint": fingerprint},
+        "data": {"directory": config.data.train, "fingerprint": fingerprint, "repetitions_left_out": repetitions},
         "config": config.model_dump(mode="json"),
         "model": agreed_digests(config.model),
     }
@@ -59,15 +62,19 @@ def _differences(folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> d
         remedy = "Go on with that version, or start in another run.directory."
         raise RunError(describe(str(folder / "trainer.json"), sorted(trainer), rule, remedy))
     before = validate(RunConfig, trainer["config"], str(folder / "trainer.json"))
-    found, now = trainer["data"], facts["data"]
     differences = {
         "config": barred(before, config),
-        "data": []
-        if found["fingerprint"] == now["fingerprint"]
-        else [f"data fingerprint: {found['fingerprint']} ({found['directory']}) -> {now['fingerprint']} ({now['directory']})"],
+        "data": _data_differences(trainer["data"], facts["data"]),
         "model": changes(trainer["model"], facts["model"]),
     }
     return {part: lines for part, lines in differences.items() if lines}
+
+
+def _data_differences(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    if found["fingerprint"] != now["fingerprint"]:
+        return [f"data fingerprint: {found['fingerprint']} ({found['directory']}) -> {now['fingerprint']} ({now['directory']})"]
+    before, after = (each.get("repetitions_left_out", 0) for each in (found, now))  # an earlier version left none out
+    return [] if before == after else [f"cross pairs left out because others equal them: {before:,} -> {after:,}"]
 
 
 class _Tensors(Mapping[str, torch.Tensor]):

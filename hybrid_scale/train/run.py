@@ -180,7 +180,7 @@ def _train(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopR
     dist.first_rank_does(lambda: say(announcement(settled, data, world)))
     if short := too_short_for(settled.counts.trained):
         say(short)
-    facts = resume.facts_of(config, data.pairs.fingerprint)
+    facts = resume.facts_of(config, data.pairs.fingerprint, data.sampler.repetitions)
     resumed = resume_point(run)
     first_step = resume.check(resumed, config, facts) if resumed else 0
     forced = resume.forced(resumed, config, facts) if resumed else []

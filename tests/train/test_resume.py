@@ -8,7 +8,7 @@ import pytest
 
 from hybrid_scale.config import RunConfig, load_config
 from hybrid_scale.errors import RunError
-from hybrid_scale.runs import RunDirectory, write_json
+from hybrid_scale.runs import RunDirectory, read_json, write_json
 from hybrid_scale.train import resume
 from tests.train.setup import make_config, write_inputs
 
@@ -119,6 +119,18 @@ def test_other_data_or_another_base_model_is_refused(inputs, tmp_path):
         assert resume.check(folder, forced, facts) == 6
     finally:
         weights.write_bytes(content)
+
+
+def test_a_checkpoint_that_drew_equal_cross_pairs_twice_is_refused(inputs: Path, tmp_path: Path) -> None:
+    """Earlier versions did and don't say so; data without such pairs are drawn in the same order as ever."""
+    config = config_in(inputs)
+    folder = stored(tmp_path, config)
+    trainer = read_json(folder / "trainer.json")
+    del trainer["data"]["repetitions_left_out"]
+    write_json(folder / "trainer.json", trainer)
+    assert resume.check(folder, config, resume.facts_of(config, "F", 0)) == 6
+    with pytest.raises(RunError, match=r"cross pairs left out because others equal them: 0 -> 7,037\n.*despite=\[data\]"):
+        resume.check(folder, config, resume.facts_of(config, "F", 7037))
 
 
 @pytest.mark.parametrize(("kept", "lacking"), [((), "step, config, data, model"), (("step", "config", "data"), "model")])
