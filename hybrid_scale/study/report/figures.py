@@ -14,7 +14,7 @@ from hybrid_scale.study.report.scaling_plots import differences, fitted, forecas
 from hybrid_scale.study.results.collect import Collected
 from hybrid_scale.study.results.comparisons import Comparison
 from hybrid_scale.study.results.scaling import Law, Priced
-from hybrid_scale.study.results.scores import METRICS, Arm, Metric, crosses_languages, final_values
+from hybrid_scale.study.results.scores import METRICS, Arm, Metric, crosses_languages, final_values, main_metric
 
 MAP_CAPTION = "mAP in hundredths: queries of one language (rows) against passages of one language (columns). Diagonal: mono."
 TOP_CAPTION = (
@@ -32,7 +32,7 @@ MATRICES = (
 
 def progress(collected: Collected, task: str, key: str, found: Sequence[Arm], look: Mapping[str, Look]) -> tuple[Plot, ...]:
     """What the set's main metrics did during training, for each place on the axes `models` and `data`."""
-    keys = ("mono_map", "cross_map") if crosses_languages(found) else ("ndcg@10",)
+    keys = ("mono_map", "cross_map") if crosses_languages(found) else (main_metric(found),)
     plots = []
     for position, panel in enumerate(dict.fromkeys(arm.panel for arm in found)):
         for name in keys:

@@ -246,7 +246,8 @@ def _about(plan: Plan, task: str) -> str:
             sizes = [f"{content[key]:,} {key}" for key in ("queries", "passages") if isinstance(content.get(key), int)]
             if languages:
                 sizes.append(f"{len(languages)} {'language' if len(languages) == 1 else 'languages'} ({' '.join(languages)})")
-            return ", ".join(sizes)
+            scored = content.get("protocol") or {}
+            return "; ".join(filter(None, (", ".join(sizes), f"scored by the protocol {scored['name']}" if scored else "")))
     return ""
 
 

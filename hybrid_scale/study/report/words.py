@@ -24,6 +24,9 @@ METRICS = {
     "mrr@100": "one over the rank of the first relevant passage among the first hundred results, else 0",
     "map": "mean average precision over the whole ranking",
     "r@1": "share of queries whose first result is relevant",
+    "ndcg@10_median": "median over languages of their nDCG@10, instead of the mean",
+    "recall@100_median": "median over languages of their recall@100, instead of the mean",
+    "mrr@100_median": "median over languages of their MRR@100, instead of the mean",
 }
 ARMS = {
     "mono": "batches whose queries and passages are all in one language",

@@ -18,7 +18,7 @@ from hybrid_scale.study.results.verdicts import ALPHA, Outcome
 
 MOST_NAMED = 6
 """Things listed in a sentence; beyond that their number is given."""
-PULLED = ("mono_map", "cross_map", "ndcg@10")
+PULLED = ("mono_map", "cross_map", "ndcg@10", "mrr@100")
 """What single arms trade for each other."""
 VERDICTS: tuple[Outcome, ...] = (
     *("better", "worse", "equivalent", "better in these runs", "worse in these runs"),

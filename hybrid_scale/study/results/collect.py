@@ -19,7 +19,7 @@ from hybrid_scale.study.evaluation import failures
 from hybrid_scale.study.grid import Plan, PlannedRun
 from hybrid_scale.study.groups import groups
 from hybrid_scale.study.jobs.state import read_status
-from hybrid_scale.study.results.evaluations import VALUE_COLUMNS, evaluation_rows
+from hybrid_scale.study.results.evaluations import AGAIN, VALUE_COLUMNS, evaluation_rows
 from hybrid_scale.study.results.usage import COST_COLUMNS, cost
 
 CURVE_COLUMNS = ("run", "step", "loss", "learning_rate", "gradient_norm", "seconds")
@@ -38,8 +38,8 @@ class Collected:
     """One row a run: identity, status with reason, notes, key settings, measured and predicted cost (usage.COST_COLUMNS)."""
     values: pd.DataFrame
     """One row a measured value (VALUE_COLUMNS). `language` is null for a mean over languages; `passage_language` is set in
-    the matrices alone; `final` tells the evaluation of the finished model from those during training; `doubt` says why a value
-    must not count (null: nothing speaks against it)."""
+    the matrices alone; `final` tells the evaluation of the finished model from those during training; `protocol` is the name of
+    that by which it was scored (protocols.py); `doubt` says why a value must not count (null: nothing speaks against it)."""
     curves: pd.DataFrame
     """One row a logged step (CURVE_COLUMNS)."""
 
@@ -67,6 +67,7 @@ def collect(plan: Plan) -> Collected:
     """Read every run of the plan. What is wrong with a run is in its row: `status` "broken" with its `reason`, or `notes`."""
     found = [_read(plan, run) for run in plan.runs]
     _doubt_other_data(found)
+    _doubt_other_protocols(found)
     labels = groups(plan, [read.config for read in found])
     rows = [_run_row(plan, run, read, group, series) for run, read, (group, series) in zip(plan.runs, found, labels, strict=True)]
     values = [row for read in found for row in read.values]
@@ -144,6 +145,23 @@ def _doubt_other_data(found: Sequence[_Read]) -> None:
             doubt += f" for {usual[0][0][:8]}); its results don't count"
             read.notes.append(doubt)
             read.values = [{**row, "doubt": row["doubt"] or doubt} for row in read.values]
+
+
+def _doubt_other_protocols(found: Sequence[_Read]) -> None:
+    """Results of one set that were scored by another protocol than most of them: they are numbers of something else."""
+    scored: dict[str, Counter[str]] = defaultdict(Counter)
+    for read in found:
+        for task, protocol in {(row["task"], row["protocol"]) for row in read.values if not row["doubt"]}:
+            scored[task][protocol] += 1
+    for read in found:
+        for task in dict.fromkeys(row["task"] for row in read.values):
+            usual = scored[task].most_common(1)
+            others = [row for row in read.values if row["task"] == task and not row["doubt"] and row["protocol"] != usual[0][0]]
+            if others:
+                rule = f"runs are compared under one protocol, and most results of {task} were scored by {usual[0][0]}"
+                doubt = describe(task, f"protocol {others[0]['protocol']}", rule, AGAIN)
+                read.notes.append(doubt)
+                read.values = [{**row, "doubt": doubt} if row in others else row for row in read.values]
 
 
 def _or(faults: list[str], reader: Callable[[], Any], otherwise: Any) -> Any:

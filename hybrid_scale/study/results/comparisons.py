@@ -22,11 +22,9 @@ from hybrid_scale.study.results import verdicts
 from hybrid_scale.study.results.collect import Collected
 from hybrid_scale.study.results.crossed import Crossed, SeedChance, crossed
 from hybrid_scale.study.results.pairing import Reader, Unpaired, averaged, parts
-from hybrid_scale.study.results.scores import METRICS, Arm, Metric, arms, crosses_languages, tasks
+from hybrid_scale.study.results.scores import METRICS, Arm, Metric, arms, compared_metrics, tasks
 from hybrid_scale.study.results.verdicts import Level, Outcome, margin_of, verdict
 
-ACROSS_LANGUAGES = ("mono_map", "cross_map", "multi_map", "rank_distance")
-IN_ONE_LANGUAGE = ("ndcg@10", "recall@100")
 RIVALS = ("mono", "cross")
 
 
@@ -136,8 +134,7 @@ class _Pair:
 
 def _pairs(task: str, every: Sequence[Arm], family: Family) -> Iterator[_Pair]:
     """Those with a seed in common, group by group."""
-    keys = ACROSS_LANGUAGES if crosses_languages(every) else IN_ONE_LANGUAGE
-    keys = tuple(dict.fromkeys((*keys, *(metric for name, metric in family.metrics if name == task))))
+    keys = tuple(dict.fromkeys((*compared_metrics(every), *(metric for name, metric in family.metrics if name == task))))
     for hybrid, rival in _opponents(every, family):
         for key in keys:
             if key in hybrid.scores and key in rival.scores:

@@ -1,7 +1,7 @@
 """One evaluation file (`eval/SET.json`) -> its values as rows, and what speaks against them.
 
-A file that isn't one is an error, told by `collect`; one that contradicts the single queries beside it is read and doubted.
-Knows no study and no status.
+A file that isn't one is an error, told by `collect`; one that contradicts the single queries beside it, or that wasn't scored
+by its set's protocol (protocols.py), is read and doubted. Knows no study and no status.
 """
 
 import json
@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_scale.errors import RunError, describe
+from hybrid_scale.protocols import BY_NAME, Protocol, protocol_of
 from hybrid_scale.runs import read_json
 from hybrid_scale.study.results.queries import contradiction, read_queries
 
-VALUE_COLUMNS = ("run", "task", "step", "final", "metric", "language", "passage_language", "value", "doubt")
+VALUE_COLUMNS = ("run", "task", "step", "final", "protocol", "metric", "language", "passage_language", "value", "doubt")
+AGAIN = "It doesn't count: delete it and evaluate the run again."
 MATRICES = ("map_matrix", "top1_language_matrix")
 
 
@@ -26,13 +28,42 @@ def evaluation_rows(run: str, file: Path, notes: list[str]) -> list[dict[str, An
         if not final and file.stem != f"{content['task']}.step-{content['step']}":
             raise ValueError(f"the file says it is of task {content['task']}, step {content.get('step')}")
         about = {"run": run, "task": content["task"], "step": content.get("step"), "final": final}
+        rule, doubt = protocol_stated(content, file.name)
         measured = list(_measured(content))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(describe(str(file), error, "not an evaluation file", "Evaluate the run again.")) from None
-    doubt = _doubt(file, content) if final else None
-    if doubt:
+    doubt = doubt or (_doubt(file, content) if final else None)
+    if doubt and final:
         notes.append(doubt)
-    return [{**about, **row, "doubt": doubt} for row in measured]
+    return [{**about, "protocol": rule, **row, "doubt": doubt} for row in measured]
+
+
+def protocol_stated(content: Mapping[str, Any], where: str) -> tuple[str, str | None]:
+    """Name of the protocol that a result was scored by, and why its numbers must not count (None: they may).
+
+    Results of earlier versions state none and were scored in the union of all languages. Where the set's protocol is the corpus
+    of the query's own language, theirs are other numbers; elsewhere they are the same. `where`: the file, for the reason.
+    """
+    stated = content.get("protocol")
+    if stated is None:
+        implied, languages = _implied(content)
+        if implied.pools != "own language" or languages == 1:
+            return implied.name, None
+        rule = f"the protocol {implied.name} ranks a query in the corpus of its own language, an older version in the union"
+        return implied.name, describe(where, "no protocol", rule, AGAIN)
+    name, known = str(stated["name"]), BY_NAME.get(str(stated["name"]))
+    if known is None:
+        return name, describe(where, name, "must be a protocol that this version knows (protocols.py)", AGAIN)
+    if stated["pools"] != known.pools:
+        return name, describe(where, stated["pools"], f"the pools of the protocol {name} must be: {known.pools}", AGAIN)
+    return name, None
+
+
+def _implied(content: Mapping[str, Any]) -> tuple[Protocol, int]:
+    """The protocol of the set of a result that states none, by its name and its languages; and how many these are."""
+    crosses = content["metrics"].get("cross_map") is not None
+    languages = len(content.get("languages") or ()) or (2 if crosses else 0)
+    return protocol_of({"evaluation": content.get("evaluation") or content["task"]}, languages, crosses), languages
 
 
 def _doubt(file: Path, content: Mapping[str, Any]) -> str | None:

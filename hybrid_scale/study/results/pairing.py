@@ -38,6 +38,8 @@ class Reader:
         tables = [(self._table(task, ours), self._table(task, theirs)) for ours, theirs in pairs]
         if len({table.fingerprint for pair in tables for table in pair}) > 1:
             raise Unpaired("the runs were evaluated on different versions of the set")
+        if len({table.pools == "own language" for pair in tables for table in pair}) > 1:
+            raise Unpaired("the runs were scored under different protocols")
         differences = [_minus(ours, theirs, key) for ours, theirs in tables]
         return [_in_order_of(differences[0], each, "the seeds answered different queries") for each in differences]
 

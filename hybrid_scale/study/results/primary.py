@@ -19,9 +19,9 @@ import pandas as pd
 from hybrid_scale.statistics import benjamini_hochberg, holm
 from hybrid_scale.study.family import Family
 from hybrid_scale.study.results.collect import Collected
-from hybrid_scale.study.results.comparisons import ACROSS_LANGUAGES, Comparison, few_seeds
+from hybrid_scale.study.results.comparisons import Comparison, few_seeds
 from hybrid_scale.study.results.crossed import Crossed, SeedChance, crossed
-from hybrid_scale.study.results.scores import METRICS, Arm, Metric, arms, crosses_languages, tasks
+from hybrid_scale.study.results.scores import METRICS, Arm, Metric, arms, compared_metrics, crosses_languages, tasks
 from hybrid_scale.study.results.verdicts import Level, Outcome, margin_of, verdict
 
 Kind = Literal["difference", "change"]
@@ -123,8 +123,8 @@ def _metrics(family: Family, collected: Collected) -> Iterator[tuple[str, str]]:
         yield from family.metrics
         return
     for task in tasks(collected):
-        across = crosses_languages(arms(collected, task))
-        for key in ACROSS_LANGUAGES[:3] if across else ("ndcg@10",):
+        every = arms(collected, task)
+        for key in compared_metrics(every)[: 3 if crosses_languages(every) else 1]:
             yield task, key
 
 

@@ -14,7 +14,8 @@ from hybrid_scale.errors import HybridScaleError
 from hybrid_scale.runs import RunDirectory, read_json
 from hybrid_scale.study.grid import Plan
 from hybrid_scale.study.results.collect import Collected
-from hybrid_scale.study.results.scores import tasks, untrained
+from hybrid_scale.study.results.evaluations import protocol_stated
+from hybrid_scale.study.results.scores import arms, tasks, untrained
 
 BASELINES = "baselines"
 """Folder in a study's directory: NAME/eval/SET.json, as `launch/baselines.py --out STUDY/baselines` writes it."""
@@ -50,18 +51,30 @@ def references(plan: Plan, collected: Collected, results: Results) -> tuple[list
         for group in groups
     ]
     faults: list[str] = []
-    fingerprints = {
-        task: {str(content["fingerprint"]) for content in contents if content.get("fingerprint")}
+    known = {
+        task: _Set(
+            {str(content["fingerprint"]) for content in contents if content.get("fingerprint")},
+            arms(collected, task)[0].protocol,
+        )
         for task, contents in results.items()
     }
     for home in sorted((plan.directory / BASELINES).glob("*/eval")):
-        reference = _baseline(home, fingerprints, faults)
+        reference = _baseline(home, known, faults)
         if reference.scores:
             found.append(reference)
     return found, faults
 
 
-def _baseline(home: Path, fingerprints: Mapping[str, set[str]], faults: list[str]) -> Reference:
+@dataclass(frozen=True)
+class _Set:
+    """What a baseline's result of a set must agree with."""
+
+    fingerprints: set[str]
+    protocol: str
+    """Empty where no result of the study counts."""
+
+
+def _baseline(home: Path, known: Mapping[str, _Set], faults: list[str]) -> Reference:
     """One baseline on the sets that the study has scored; `faults` gets what doesn't count."""
     name, scores = home.parent.name, dict[tuple[str, str], float]()
     for file in sorted(home.glob("*.json")):
@@ -70,15 +83,20 @@ def _baseline(home: Path, fingerprints: Mapping[str, set[str]], faults: list[str
             task, metrics, print_ = content["task"], content["metrics"], content.get("fingerprint")
             numbers = {(task, key): float(value) for key, value in metrics.items() if value is not None}
             name = str(content["baseline"]["name"])
+            protocol, doubt = protocol_stated(content, f"{BASELINES}/{home.parent.name}: {file.name}")
         except (HybridScaleError, KeyError, TypeError, ValueError, AttributeError) as error:
             faults.append(f"{BASELINES}/{home.parent.name}: {file.name} isn't a result of launch/baselines.py ({error})")
             continue
-        if task not in fingerprints:
+        if task not in known:
             continue
-        if print_ and fingerprints[task] and print_ not in fingerprints[task]:
+        ours = known[task]
+        if print_ and ours.fingerprints and print_ not in ours.fingerprints:
             faults.append(f"{BASELINES}/{home.parent.name}: {file.name} is of another version of {task} and doesn't count")
-            continue
-        scores |= numbers
+        elif doubt or (ours.protocol and protocol != ours.protocol):
+            other = f"{BASELINES}/{home.parent.name}: {file.name} was scored by another protocol than {task} and doesn't count"
+            faults.append(doubt or other)
+        else:
+            scores |= numbers
     return Reference(name, scores)
 
 

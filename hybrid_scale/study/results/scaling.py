@@ -19,7 +19,7 @@ from hybrid_scale.study.results.crossed import SeedChance, clusters_of, crossed,
 from hybrid_scale.study.results.fits import PowerLaw, power_law
 from hybrid_scale.study.results.pareto import Place, Point, places
 from hybrid_scale.study.results.queries import clusters, read_queries
-from hybrid_scale.study.results.scores import METRICS, Arm, Metric, arms, crosses_languages, tasks
+from hybrid_scale.study.results.scores import METRICS, Arm, Metric, arms, crosses_languages, main_metric, tasks
 from hybrid_scale.study.results.verdicts import ALPHA
 
 
@@ -43,7 +43,10 @@ ACROSS_LANGUAGES = (
     Quantity("1 \N{MINUS SIGN} multi mAP", ("multi_map",)),
     Quantity("gap: mono \N{MINUS SIGN} cross mAP", ("mono_map", "cross_map")),
 )
-IN_ONE_LANGUAGE = (Quantity("1 \N{MINUS SIGN} nDCG@10", ("ndcg@10",)),)
+
+
+def _error_of(metric: Metric) -> Quantity:
+    return Quantity(f"1 \N{MINUS SIGN} {metric.label}", (metric.key,))
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def laws(collected: Collected) -> list[Law]:
 
 
 def _of_task(task: str, every: Sequence[Arm]) -> Iterator[Law]:
-    quantities = ACROSS_LANGUAGES if crosses_languages(every) else IN_ONE_LANGUAGE
+    quantities = ACROSS_LANGUAGES if crosses_languages(every) else (_error_of(METRICS[main_metric(every)]),)
     lines = dict.fromkeys((arm.series, arm.name) for arm in every)
     for quantity in quantities:
         for series, name in lines:
@@ -109,7 +112,7 @@ class _Measured:
 
 def _priced(collected: Collected, task: str, directories: Mapping[str, Path]) -> Iterator[Priced]:
     every = [arm for arm in arms(collected, task) if arm.scores]
-    metric = METRICS["multi_map" if crosses_languages(every) else "ndcg@10"]
+    metric = METRICS[main_metric(every)]
     done = collected.runs[collected.runs["status"] == "done"]
     measured = [
         _Measured(arm, _shares(task, arm, metric, directories), seed_chance(every, arm.group, metric.key))

@@ -6,10 +6,11 @@ against it. Knows no HTML.
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
+from hybrid_scale.protocols import BY_NAME, LAREQA, Protocol
 from hybrid_scale.study.results.collect import Collected
 
 
@@ -24,27 +25,30 @@ class Metric:
         return f"{value:.{self.decimals}f}"
 
 
-MULTILINGUAL = (
-    Metric("mono_map", "mono mAP"),
-    Metric("cross_map", "cross mAP"),
-    Metric("multi_map", "multi mAP"),
-    Metric("mono_r@1", "mono R@1"),
-    Metric("rank_distance", "rank distance", higher_is_better=False, decimals=1),
-)
-MONOLINGUAL = (
-    Metric("ndcg@10", "nDCG@10"),
-    Metric("recall@100", "recall@100"),
-    Metric("mrr@10", "MRR@10"),
-    Metric("map", "mAP"),
-)
-OTHERS = (
-    Metric("mrr@100", "MRR@100"),
-    Metric("cross_r@1", "cross R@1"),
-    Metric("multi_r@10", "multi R@10"),
-    Metric("rank_distance_normalised", "rank distance / candidates", higher_is_better=False),
-    Metric("r@1", "R@1"),
-)
-METRICS = {metric.key: metric for metric in (*MULTILINGUAL, *MONOLINGUAL, *OTHERS)}
+METRICS = {
+    metric.key: metric
+    for metric in (
+        Metric("mono_map", "mono mAP"),
+        Metric("cross_map", "cross mAP"),
+        Metric("multi_map", "multi mAP"),
+        Metric("mono_r@1", "mono R@1"),
+        Metric("rank_distance", "rank distance", higher_is_better=False, decimals=1),
+        Metric("ndcg@10", "nDCG@10"),
+        Metric("recall@100", "recall@100"),
+        Metric("mrr@10", "MRR@10"),
+        Metric("mrr@100", "MRR@100"),
+        Metric("map", "mAP"),
+        Metric("cross_r@1", "cross R@1"),
+        Metric("multi_r@10", "multi R@10"),
+        Metric("rank_distance_normalised", "rank distance / candidates", higher_is_better=False),
+        Metric("r@1", "R@1"),
+        Metric("ndcg@10_median", "nDCG@10, median"),
+        Metric("recall@100_median", "recall@100, median"),
+        Metric("mrr@100_median", "MRR@100, median"),
+    )
+}
+MEDIAN = "_median"
+"""Ends the key of a median over languages, of which single queries say nothing: it is shown and not compared."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class Arm:
     """Seed -> id of the run."""
     alpha: float | None = None
     """Share of monolingual batches of a hybrid arm."""
+    protocol: str = ""
+    """Name of that by which the task was scored; empty where no result of the study counts."""
 
 
 def tasks(collected: Collected) -> list[str]:
@@ -101,8 +107,9 @@ def arms(collected: Collected, task: str) -> list[Arm]:
     """The study's arms in its order, each once a group, with their scores on `task`."""
     final = final_values(collected, task)
     means = final[final["language"].isna()]
+    protocol = next(iter(final["protocol"]), "")
     return [
-        _arm(str(name), runs, means[(means["arm"] == name) & (means["group"] == group)])
+        replace(_arm(str(name), runs, means[(means["arm"] == name) & (means["group"] == group)]), protocol=protocol)
         for (group, name), runs in collected.runs.groupby(["group", "arm"], sort=False)
     ]
 
@@ -136,6 +143,7 @@ def untrained(collected: Collected, task: str) -> dict[str, dict[str, Score]]:
     """Group -> metric -> score before the first step, over all runs that measured it (their status doesn't matter)."""
     values = collected.values
     start = values[(values["task"] == task) & (values["step"] == 0) & ~values["final"] & values["language"].isna()]
+    start = start[start["doubt"].isna()]
     rows = start.dropna(subset=["value"]).merge(collected.runs[["run", "group"]], on="run")
     result: dict[str, dict[str, Score]] = {}
     for (group, metric), found in rows.groupby(["group", "metric"], sort=False):
@@ -144,14 +152,32 @@ def untrained(collected: Collected, task: str) -> dict[str, dict[str, Score]]:
 
 
 def headline_metrics(found: Sequence[Arm]) -> tuple[Metric, ...]:
-    """The columns of a task's first table: the study's measures where the task crosses languages, else the usual ones."""
+    """The columns of a task's first table: the headline of its protocol, as far as it was measured.
+
+    Where nothing of it was, whatever else was; those of the study's own measures where there is no result yet.
+    """
     keys = {key for arm in found for key in arm.scores}
-    if crosses_languages(found) or not keys:
-        return MULTILINGUAL
-    known = tuple(metric for metric in MONOLINGUAL if metric.key in keys)
-    return known or tuple(Metric(key, key) for key in sorted(keys)[:5])
+    known = tuple(METRICS[key] for key in protocol_of_arms(found).headline if key in keys or not keys)
+    return known or tuple(METRICS.get(key, Metric(key, key)) for key in sorted(keys)[:5])
+
+
+def protocol_of_arms(found: Sequence[Arm]) -> Protocol:
+    """That by which the arms of one task were scored; LAReQA's where no result counts."""
+    return BY_NAME[next((arm.protocol for arm in found if arm.protocol), LAREQA.name)]
+
+
+def compared_metrics(found: Sequence[Arm]) -> tuple[str, ...]:
+    """Keys on which arms are compared, the most important first: what the protocol heads, without what has no single queries."""
+    if crosses_languages(found):
+        return ("mono_map", "cross_map", "multi_map", "rank_distance")
+    return tuple(key for key in protocol_of_arms(found).headline if not key.endswith(MEDIAN))[:2]
+
+
+def main_metric(found: Sequence[Arm]) -> str:
+    """The first key of a task in one language; of one that crosses languages, multi mAP, which holds both."""
+    return "multi_map" if crosses_languages(found) else compared_metrics(found)[0]
 
 
 def crosses_languages(found: Sequence[Arm]) -> bool:
     """Whether queries have relevant passages in other languages; the predictions speak of such tasks alone."""
-    return any("cross_map" in arm.scores for arm in found)
+    return protocol_of_arms(found).pools == "by language" and any("cross_map" in arm.scores for arm in found)
