@@ -37,9 +37,9 @@ quickstart:  ## demo data, a tiny model, four arms and a QLoRA run on two proces
 	[ -d models/tiny ] || "$(bin)/python" launch/tiny_model.py data/demo/train --layers 1 --vocabulary 5000 --out models/tiny
 	"$(bin)/python" launch/study.py run launch/configs/quickstart.yaml
 
-test:        ## all tests, on the CPU; ARGS="-k loss" picks some
+test:        ## all tests, on the CPU, as many files at a time as there are cores; ARGS="-k loss" picks some
 	@$(install) cpu dev
-	"$(bin)/python" -m pytest $(ARGS)
+	"$(bin)/python" -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint:        ## ruff, mypy, shell scripts; changes nothing
 	@$(install) cpu dev

@@ -8,8 +8,12 @@ import os
 import re
 import shutil
 import tempfile
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.notes import NOTES
 
 CACHES = tempfile.mkdtemp(prefix="hybrid-scale-tests-")
 atexit.register(shutil.rmtree, CACHES, ignore_errors=True)
@@ -36,3 +40,19 @@ SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("fixed", derandomize=True, database=None, **SLOW)
 settings.register_profile("random", print_blob=True, **SLOW)
 settings.load_profile("fixed")
+
+
+def pytest_sessionfinish(session: Any) -> None:
+    """Under pytest-xdist the tests run in worker processes, which hand their notes to the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["notes"] = NOTES
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_testnodedown(node: Any) -> None:
+    NOTES.extend(getattr(node, "workeroutput", {}).get("notes", []))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for note in NOTES:
+        terminalreporter.write_line(note, yellow=note.startswith("NO "), bold=True)

@@ -1,12 +1,10 @@
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hybrid_scale.study.grid import Plan, plan_study
 from tests.study.fabricate import Known, known_truth, write_study
-from tests.study.jobs.clusters import NOTES
 from tests.study.jobs.fakeslurm import ARMS, MODELS, FakeSlurm
 from tests.test_floors import ROOT
 
@@ -30,9 +28,3 @@ def plan(tmp_path: Path) -> Plan:
 def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
     """The study of known truth, judged once for all tests."""
     return Known.of(known_truth(tmp_path_factory.mktemp("truth")))
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What a passing test can't say by passing: whether a real cluster was there."""
-    for note in NOTES:
-        terminalreporter.write_line(note, yellow=note.startswith("NO "), bold=True)

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.notes import NOTES
 from tests.ranks import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "tests" / "cluster.sh"
 OUTER = ("SLURM_", "SBATCH_", "HS_")
 DEFAULTS = {"SQUEUE_PARTITION": "urgent", "SBATCH_ARRAY_INX": "1-2", "SBATCH_WAIT": "1", "SCANCEL_STATE": "SUSPENDED"}
-NOTES: list[str] = []
-"""Said at the end of the test session (conftest.py)."""
 
 
 def environment() -> dict[str, str]:
