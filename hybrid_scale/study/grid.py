@@ -17,7 +17,7 @@ from hybrid_scale.config import RunConfig, apply_overrides, read_yaml, validate,
 from hybrid_scale.errors import ConfigError, describe, nearest
 from hybrid_scale.study.family import ArmType, Family, declared
 from hybrid_scale.study.pilot import CHOSEN, chosen_lines, read_chosen, with_chosen
-from hybrid_scale.study.settings import HELD_EQUAL, ArmSettings, AxisValue, ModelSettings, Resources, StudyConfig
+from hybrid_scale.study.settings import HELD_EQUAL, ArmSettings, AxisValue, ModelSettings, Resources, StudyConfig, named_arms
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,7 @@ def expand(config: StudyConfig, base: dict[str, Any], where: str, settings: Sequ
     equal = _held_equal(config, runs, where)
     negatives, caution = _negatives(config, runs, where)
     family = str(primary_family(config, runs, where))
+    _refuse_unknown_predictions(config, runs, where)
     checks = (*equal, negatives, *_sizes(runs, where), *_varied(runs), family)
     return Plan(where, config, runs, checks, tuple(settings), caution)
 
@@ -296,6 +297,19 @@ def _refuse_an_empty_choice(config: StudyConfig, runs: Sequence[PlannedRun], whe
         raise ConfigError(
             describe(f"{where}: choose.metric", config.choose.metric, "no such set is evaluated", nearest(name, scored))
         )
+
+
+def _refuse_unknown_predictions(config: StudyConfig, runs: Sequence[PlannedRun], where: str) -> None:
+    arms, sets = {run.arm for run in runs}, {Path(folder).name for folder in evaluated(config, runs)}
+    for number, prediction in enumerate(config.predictions):
+        at = f"{where}: predictions[{number}]"
+        for name in named_arms(prediction):
+            if name not in arms:
+                raise ConfigError(describe(at, name, "no arm of the study has this name", nearest(name, arms)))
+        for metric in prediction.metrics:
+            name = metric.partition(":")[0]
+            if name not in sets:
+                raise ConfigError(describe(f"{at}.metrics", metric, "no such set is evaluated", nearest(name, sets)))
 
 
 def _held_equal(config: StudyConfig, runs: Sequence[PlannedRun], where: str) -> list[str]:

@@ -5,7 +5,7 @@ Refuses to expand anything: `grid` does that.
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from hybrid_scale.config import NonNegative, Positive, Section, Share
 
@@ -78,6 +78,46 @@ class PrimaryFamily(Section):
     metrics: tuple[SetMetric, ...] = ()
     """None: those of PRIMARY_METRICS whose sets are evaluated; without any, mono, cross and multi mAP of the sets in several
     languages and nDCG@10 of the others."""
+
+
+def _groups(value: Any) -> Any:
+    """A name that stands alone is a group of one."""
+    if not isinstance(value, list):
+        return value
+    return tuple((each,) if isinstance(each, str) else tuple(each) if isinstance(each, list) else each for each in value)
+
+
+class Within(Section):
+    """`arm` scores at most `points` below each arm of `of`, hence below the better one."""
+
+    arm: Name
+    of: Annotated[tuple[Name, ...], Field(min_length=1)]
+    points: Annotated[float, Field(gt=0, lt=1)]
+    """In units of the metric: 0.01 is one point of mAP or nDCG as papers print them."""
+
+
+class Prediction(Section):
+    """What the authors expect of the scores, written down before the runs. The report says of each whether it holds."""
+
+    says: Annotated[str, Field(min_length=1)]
+    """The expectation in words, and where it comes from."""
+    metrics: Annotated[tuple[SetMetric, ...], Field(min_length=1)]
+    """It is judged on each of them, at each size."""
+    worst_first: Annotated[tuple[Annotated[tuple[Name, ...], Field(min_length=1)], ...], BeforeValidator(_groups)] = ()
+    """Groups of arms: each arm of a group scores worse than each of the next group. A name alone is a group of one."""
+    within: Within | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "Prediction":
+        if (len(self.worst_first) > 1) == (self.within is not None):
+            raise ValueError("a prediction needs either `worst_first` with two groups or more, or `within`")
+        return self
+
+
+def named_arms(prediction: Prediction) -> tuple[str, ...]:
+    """Every arm that a prediction names, once."""
+    within = (prediction.within.arm, *prediction.within.of) if prediction.within else ()
+    return tuple(dict.fromkeys((*(name for group in prediction.worst_first for name in group), *within)))
 
 
 class StudySettings(Section):
@@ -206,6 +246,8 @@ class StudyConfig(Section):
     """
 
     study: StudySettings
+    predictions: tuple[Prediction, ...] = ()
+    """What is expected of the runs. None: the report holds them against the directions that earlier work found."""
     pilot: str | None = None
     """Study file of a pilot (relative to this one), whose choices become settings of the models; it must have run before this
     study is started, and is planned with it."""

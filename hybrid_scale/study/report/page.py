@@ -8,7 +8,7 @@ text is in `report.html.j2`.
 import datetime
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from hybrid_scale.study.results.choice import write_chosen
 from hybrid_scale.study.results.collect import Collected, collect, strangers, warnings, write_tables
 from hybrid_scale.study.results.comparisons import Comparison, cautions, compare
 from hybrid_scale.study.results.fits import FARTHEST, FEWEST_SIZES
+from hybrid_scale.study.results.foretold import Foretold, counted, foretold
 from hybrid_scale.study.results.primary import Claim, claims, sorted_out
 from hybrid_scale.study.results.references import Reference, final_results, in_domain, references
 from hybrid_scale.study.results.scaling import Law, Priced, laws, priced
@@ -52,6 +53,8 @@ class Judged:
     trends: list[Trend]
     laws: list[Law]
     points: list[Priced]
+    foretold: list[Foretold] = field(default_factory=list)
+    """The study's own predictions."""
 
     @classmethod
     def of(cls, plan: Plan, collected: Collected) -> "Judged":
@@ -59,7 +62,8 @@ class Judged:
         compared = compare(collected, directories, plan.family)
         found = claims(plan.family, collected, compared)
         comparisons = sorted_out(compared, found)
-        return cls(found, comparisons, trends(comparisons), laws(collected), priced(collected, directories))
+        expected = foretold(plan.config.predictions, collected, directories)
+        return cls(found, comparisons, trends(comparisons), laws(collected), priced(collected, directories), expected)
 
     def on(self, task: str) -> "Judged":
         """What was computed of one set."""
@@ -69,6 +73,7 @@ class Judged:
             [each for each in self.trends if each.task == task],
             [each for each in self.laws if each.task == task],
             [each for each in self.points if each.task == task],
+            [each for each in self.foretold if each.task == task],
         )
 
     @property
@@ -104,6 +109,7 @@ def report(plan: Plan) -> Path:
     write_tables(plan, collected)
     for name, table in (
         ("primary.csv", frames.claims_frame(judged.claims)),
+        ("predictions.csv", frames.foretold_frame(judged.foretold)),
         ("comparisons.csv", frames.comparisons_frame(judged.comparisons)),
         ("trends.csv", frames.trends_frame(judged.trends)),
         ("power_laws.csv", frames.laws_frame(judged.laws)),
@@ -133,6 +139,8 @@ def render(plan: Plan, collected: Collected, judged: Judged | None = None) -> st
         "directory": str(plan.directory),
         "written": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "first": first(plan, collected, judged.claims, stand_beside, flags),
+        "foretold": tables.foretold_table(judged.foretold) if judged.foretold else None,
+        "foretold_counted": counted(judged.foretold),
         "runs": tables.plain(runs),
         "models": tuple(dict.fromkeys(run.model for run in plan.runs if run.model)),
         "counts": Counter(runs["status"]),

@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from hybrid_scale.pages.parts import NOTHING, Cell, Row, Table
+from hybrid_scale.pages.parts import NOTHING, Cell, Row, Table, Tone
 from hybrid_scale.study.clock import clock
 from hybrid_scale.study.report import words
 from hybrid_scale.study.results.comparisons import Comparison
-from hybrid_scale.study.results.frames import comparisons_frame, costs_frame, laws_frame, trends_frame
+from hybrid_scale.study.results.foretold import Foretold, Verdict
+from hybrid_scale.study.results.frames import comparisons_frame, costs_frame, foretold_frame, laws_frame, trends_frame
 from hybrid_scale.study.results.scaling import Law, Priced
 from hybrid_scale.study.results.trends import Trend
 from hybrid_scale.study.results.usage import COST_COLUMNS
@@ -42,6 +43,28 @@ def comparison_table(key: str, shown: Sequence[Comparison], every: Sequence[Comp
     )
     notes = ("", "", "", "verdict", "", "", "", "", "")
     return Table(key, "Hybrid arms minus single arms", COMPARED, rows, comparisons_frame(every), notes)
+
+
+def foretold_table(found: Sequence[Foretold]) -> Table:
+    """The study's predictions with their verdicts: those that fail first, then those that hold."""
+    order = ("fails", "holds", "not shown", "not judged")
+    rows = tuple(
+        Row(
+            (
+                Cell(each.says),
+                Cell(each.metric.label, detail=each.task),
+                Cell(each.model),
+                Cell(each.verdict, tone=FORETOLD_TONES[each.verdict]),
+                Cell("; ".join(each.numbers()) or NOTHING, detail=each.missing),
+            )
+        )
+        for each in sorted(found, key=lambda each: order.index(each.verdict))
+    )
+    heads = ("prediction", "metric", "model", "verdict", "differences")
+    return Table("foretold", "Predictions written down before the runs", heads, rows, foretold_frame(found))
+
+
+FORETOLD_TONES: dict[Verdict, Tone] = {"holds": "good", "fails": "bad", "not shown": "open", "not judged": "plain"}
 
 
 def _difference(value: float, each: Comparison | Trend, mark: str) -> Cell:

@@ -149,6 +149,20 @@ def seed_chance(every: Sequence[Arm], group: str, key: str) -> SeedChance | None
     return SeedChance.pooled([list(arm.scores[key].by_seed.values()) for arm in members])
 
 
+def compare_named(
+    collected: Collected, directories: dict[str, Path], task: str, metric: Metric, named: Sequence[tuple[str, str]]
+) -> list[Comparison]:
+    """On one metric, each of the pairs (arm, rival) `named`, in every group in which a seed of both is finished; unadjusted."""
+    every, reader, found = arms(collected, task), Reader(directories), []
+    for group in dict.fromkeys(arm.group for arm in every):
+        members = {arm.name: arm for arm in every if arm.group == group and metric.key in arm.scores}
+        for ours, theirs in named:
+            if ours in members and theirs in members:
+                pair = _Pair(task, members[ours], members[theirs], metric, seed_chance(every, group, metric.key))
+                found += [_compared(pair, reader, 0.0)] if pair.seeds else []
+    return found
+
+
 def _opponents(every: Sequence[Arm], family: Family) -> Iterator[tuple[Arm, Arm]]:
     """Each hybrid arm with each mono and cross arm that differs in batches alone, and the family's pairs,
     group by group."""

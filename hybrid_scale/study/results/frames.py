@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from hybrid_scale.study.results.comparisons import Comparison
+from hybrid_scale.study.results.foretold import Foretold
 from hybrid_scale.study.results.primary import Claim
 from hybrid_scale.study.results.scaling import Law, Priced
 from hybrid_scale.study.results.scores import Arm
@@ -57,6 +58,32 @@ def claims_frame(found: Sequence[Claim]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def foretold_frame(found: Sequence[Foretold]) -> pd.DataFrame:
+    """The study's own predictions, a row for each statement on two arms."""
+    rows = []
+    for each in found:
+        for statement in each.statements:
+            known = each.known.get((statement.arm, statement.rival))
+            rows.append(
+                {
+                    "prediction": each.says,
+                    "task": each.task,
+                    "metric": each.metric.key,
+                    "model": each.model,
+                    "better": statement.arm,
+                    "worse": statement.rival,
+                    "allowed": statement.allowed,
+                    "difference": known.difference if known else None,
+                    "low": known.interval.low if known and known.interval else None,
+                    "high": known.interval.high if known and known.interval else None,
+                    "verdict": each.verdict,
+                    "missing": each.missing,
+                }
+            )
+    columns = ["prediction", "task", "metric", "model", "better", "worse", "allowed", "difference", "low", "high"]
+    return pd.DataFrame(rows, columns=[*columns, "verdict", "missing"])
 
 
 def comparisons_frame(found: Sequence[Comparison]) -> pd.DataFrame:

@@ -188,10 +188,13 @@ def test_the_page_stays_small(page: Seen) -> None:
 
 def test_unequal_negatives_are_said_before_the_first_number(tmp_path: Path) -> None:
     caution = "Arms differ in the number of negatives that a row meets."
-    plan = fabricated(tmp_path, seeds=[0])
+    rule = {"says": "Mixed pools destroy it.", "metrics": ["xquad_r:multi_map"], "worst_first": ["mixed", ["mono", "cross"]]}
+    plan = fabricated(tmp_path, seeds=[0], predictions=[rule])
     words = " ".join(Tables(render(replace(plan, caution=caution), collect(plan))).words.split())
     name = "Study report: ladder "
     assert words.index(caution) == words.index(name) + len(name)
+    assert "Of 1 prediction that was written down before the runs: not judged 1." in words
+    assert "What earlier work predicts" not in words, "the study's own stand in its place"
 
 
 @pytest.mark.parametrize("width", [1280, 390])
