@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = options(given.source, _options(given))
         if given.source == "mix":
             given.contains = sorted({*given.contains, *load_mix(chosen["path"]).contains})
-        check_contains(given.source, chosen, given.contains)
+        check_contains(given.source, chosen, given.contains, given.in_domain_of)
         if given.decontaminate and is_retrieval(given.source, chosen):
             rule = "only a training set is decontaminated; name the retrieval sets behind this option"
             raise ConfigError(describe("--decontaminate", given.source, rule, "Leave it out."))
@@ -69,7 +69,7 @@ def prepare(given: argparse.Namespace, chosen: dict[str, Any], out: Path, reject
     read = partial(reader(given.source), **chosen)
     source = {"name": given.source, **_plain(chosen)}
     listed = Rejects(rejects, "--rejects FILE lists bad rows there instead of stopping.")
-    stated = facts(given.source, chosen, given.contains)
+    stated = facts(given.source, chosen, given.contains, given.in_domain_of)
     if given.source == "mix":
         stated["mix"] = load_mix(chosen["path"]).facts()
     if given.source == "held_in":
@@ -145,6 +145,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="another option of the reader")
     parser.add_argument(
         "--contains", nargs="+", default=[], metavar="SOURCE", help="what a training set was made from: in-domain flags"
+    )
+    parser.add_argument(
+        "--in-domain-of",
+        nargs="+",
+        default=[],
+        metavar="SOURCE",
+        help="what makes a retrieval set in-domain, beside what is known of it; a source of your own is x-NAME",
     )
     parser.add_argument(
         "--decontaminate",

@@ -140,6 +140,10 @@ def test_training_and_development_share_nothing(tmp_path: Path):
     assert all(isinstance(row, Pair) and len(row.negatives) == 1 for row in kept)
     relevant = {(record.query, record.passage) for record in held if isinstance(record, Judgment)}
     assert len(relevant) == 30 * 3, "one passage in each of three languages"
+    two = list(again.read_held_out(tmp_path / "all", families=5, seed=3, languages=("de", "en")))
+    gone = {record.id for record in (*queries, *passages) if record.lang == "zh"}
+    names = [{each.query, each.passage} if isinstance(each, Judgment) else {each.id} for each in held]  # type: ignore[union-attr]
+    assert two == [each for each, name in zip(held, names, strict=True) if not name & gone], "a language is left out, no more"
 
 
 def test_the_same_seed_holds_out_the_same_families(tmp_path: Path):

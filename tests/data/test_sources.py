@@ -583,6 +583,18 @@ def test_in_domain(contains: list[str] | None, evaluation: str, verdict: bool | 
     assert domains.in_domain(training, unknown) == domains.in_domain(unknown, known) == domains.InDomain(None, ())
 
 
+def test_sources_of_ones_own_make_a_set_in_domain() -> None:
+    stated = domains.facts("beir", {}, (), ["x-monoqa"])
+    assert stated == {"evaluation": None, "in_domain_of": ["x-monoqa"]}
+    assert domains.in_domain({"contains": ["squad", "x-monoqa"]}, stated) == domains.InDomain(True, ("x-monoqa",))
+    assert domains.in_domain({"contains": ["squad"]}, stated) == domains.InDomain(False, ())
+    assert domains.facts("xquad_r", {}, (), ["x-own"])["in_domain_of"] == ["squad", "x-own", "xquad"], "the table's stay"
+    with pytest.raises(ConfigError, match="A source of your own is x-NAME"):
+        domains.expanded(["monoqa"])
+    with pytest.raises(ConfigError, match="only an evaluation set is in-domain"):
+        domains.check_contains("pairs", {}, (), ["x-monoqa"])
+
+
 def test_the_table_names_every_reader_of_a_known_set() -> None:
     """A set that launch/prepare.py can make by name has a row, whose sources can be declared."""
     options = {"beir_set": [{"name": name} for name in beir_sets.SETS]}

@@ -15,6 +15,7 @@ import numpy as np
 from hybrid_scale.data.prepared import Pairs, RetrievalSet
 from hybrid_scale.data.records import Judgment, Note, Pair, Passage, Query, Record
 from hybrid_scale.data.shuffle import generator
+from hybrid_scale.data.sources.common import require_languages
 from hybrid_scale.errors import DataError, describe
 
 BLOCK = 50_000
@@ -97,11 +98,17 @@ def read_held_in(path: Path, families: int = 500, seed: int = 0) -> Iterator[Rec
             )
 
 
-def read_held_out(path: Path, families: int = 500, seed: int = 0) -> Iterator[Record]:
-    """The families held out: their queries, their passages, and every passage of a query's parallel group as relevant."""
+def read_held_out(path: Path, families: int = 500, seed: int = 0, languages: tuple[str, ...] = ()) -> Iterator[Record]:
+    """The families held out: their queries, their passages, and every passage of a query's parallel group as relevant.
+
+    `languages`: those of the development set, all where it is empty; `held_in` leaves the families out in every language.
+    Raises DataError: a language that the training set lacks.
+    """
     pairs = Pairs(path)
     out = held_out_families(pairs, families, seed)
-    rows = np.flatnonzero(np.isin(np.asarray(pairs.family), out) & ~np.asarray(pairs.cross_only))
+    chosen = require_languages(str(path), languages, pairs.languages)
+    wanted = np.array([code in chosen for code in pairs.languages])[np.asarray(pairs.passage_lang)]
+    rows = np.flatnonzero(np.isin(np.asarray(pairs.family), out) & ~np.asarray(pairs.cross_only) & wanted)
     ids, queries = (pairs.queries.column(name, pairs.query[rows]) for name in ("id", "text"))
     pids, passages = (pairs.passages.column(name, pairs.passage[rows]) for name in ("id", "text"))
     of_group: dict[int, dict[str, None]] = {}

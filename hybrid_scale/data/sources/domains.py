@@ -10,6 +10,7 @@ fault, but it isn't zero-shot, so a report has to say it.
 Knows no file and no text.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,8 @@ OTHER_SOURCES = (
     *("yahoo_qa",),
 )
 """Usual training sources that make no set of the table in-domain."""
+OWN = re.compile(r"x-[a-z0-9_-]+")
+"""A source that nobody but its user knows."""
 RETRIEVAL_ONLY = ("beir", "beir_set", "belebele", "miracl", "miracl_hard", "mlqa_r", "mr_tydi", "nq", "xquad", "xquad_r")
 """Readers that never give training pairs."""
 SOURCES = frozenset(
@@ -93,22 +96,28 @@ def in_domain(training: Mapping[str, Any], evaluation: Mapping[str, Any] | str) 
 
 
 def expanded(sources: Sequence[str]) -> list[str]:
-    """The sources and all that they were made from, sorted. Raises ConfigError on an unknown one."""
+    """The sources and all that they were made from, sorted; `x-NAME` is a user's own. Raises ConfigError on an unknown one."""
     found: set[str] = set()
     waiting = list(sources)
     while waiting:
         source = waiting.pop()
-        if source not in SOURCES:
-            raise ConfigError(describe("training source", source, "isn't in the table", nearest(source, SOURCES)))
+        if source not in SOURCES and not OWN.fullmatch(source):
+            remedy = f"{nearest(source, SOURCES)} A source of your own is x-NAME."
+            raise ConfigError(describe("training source", source, "isn't in the table", remedy))
         if source not in found:
             found.add(source)
             waiting += IMPLIES.get(source, ())
     return sorted(found)
 
 
-def check_contains(source: str, options: Mapping[str, Any], contains: Sequence[str]) -> None:
-    """Raises ConfigError: unknown training sources, or any for a retrieval set. To be asked before anything is read."""
+def check_contains(source: str, options: Mapping[str, Any], contains: Sequence[str], in_domain_of: Sequence[str] = ()) -> None:
+    """Raises ConfigError: unknown training sources, those of a training set for a retrieval set, or the other way round. To be
+    asked before anything is read."""
     expanded(contains)
+    expanded(in_domain_of)
+    if in_domain_of and not is_retrieval(source, options):
+        remedy = "State with --contains what this training set was made from."
+        raise ConfigError(describe("--in-domain-of", ",".join(in_domain_of), "only an evaluation set is in-domain", remedy))
     if contains and is_retrieval(source, options):
         raise ConfigError(describe("--contains", ",".join(contains), "a retrieval set is no training data", "Leave it out."))
 
@@ -122,8 +131,8 @@ def is_retrieval(source: str, options: Mapping[str, Any]) -> bool:
     )
 
 
-def facts(source: str, options: Mapping[str, Any], contains: Sequence[str]) -> dict[str, Any]:
-    """Keys of the manifest of what a reader with these options gave."""
+def facts(source: str, options: Mapping[str, Any], contains: Sequence[str], in_domain_of: Sequence[str] = ()) -> dict[str, Any]:
+    """Keys of the manifest of what a reader with these options gave. `in_domain_of`: sources beside those of the table."""
     if not is_retrieval(source, options):
         implied = {"mmarco": ["mmarco"], "demo": ["demo"]}.get(source, [])
         return {"contains": expanded([*contains, *implied]) if contains or implied else None}
@@ -131,7 +140,8 @@ def facts(source: str, options: Mapping[str, Any], contains: Sequence[str]) -> d
     part_of = chosen.part_of if chosen else None
     name = f"beir/{part_of or options['name']}" if chosen else {"miracl_hard": "miracl"}.get(source, source)
     known = name if name in IN_DOMAIN_OF else None
-    rules: dict[str, Any] = {"evaluation": known, "in_domain_of": list(IN_DOMAIN_OF[known]) if known else None}
+    sources = sorted({*(IN_DOMAIN_OF[known] if known else ()), *in_domain_of})
+    rules: dict[str, Any] = {"evaluation": known, "in_domain_of": sources if known or in_domain_of else None}
     if chosen and chosen.drop_own_id:
         rules["drop_own_id"] = True
     return {**rules, "part_of": part_of, "part": options["name"].removeprefix(f"{part_of}-")} if part_of else rules
