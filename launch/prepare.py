@@ -36,7 +36,7 @@ from hybrid_scale.data.sources.registry import READERS, options, reader
 from hybrid_scale.data.summary import summarize
 from hybrid_scale.data.writing import write
 from hybrid_scale.errors import ConfigError, DataError, HybridScaleError, describe, explain
-from hybrid_scale.runs import read_json, write_json, write_text
+from hybrid_scale.runs import write_text
 
 PROGRESS_EVERY_ROWS = 100_000
 
@@ -74,14 +74,14 @@ def prepare(given: argparse.Namespace, chosen: dict[str, Any], out: Path, reject
         stated["mix"] = load_mix(chosen["path"]).facts()
     if given.source == "held_in":
         stated = {**stated, **{key: value for key, value in inherited(chosen["path"]).items() if stated.get(key) is None}}
+    report = None
+    records = read()
     if given.decontaminate:
         groups, report = find(_with_progress(read()), open_evaluations(given.decontaminate))
-        write(without(_with_progress(read()), groups, report), out, source, listed, stated)
-        add_report(out, report)
-    else:
-        write(_with_progress(read()), out, source, listed, stated)
+        records = without(records, groups, report)
+    write(_with_progress(records), out, source, listed, partial(complete, stated=stated, report=report))
     print(summarize(out))
-    if given.decontaminate:
+    if report is not None:
         print(report.text())
     if encoder is not None:
         print("\n".join(write_token_lengths(out, encoder)))
@@ -93,10 +93,13 @@ def inherited(path: Path) -> dict[str, Any]:
     return {key: manifest[key] for key in ("contains", "mix", "decontamination") if key in manifest}
 
 
-def add_report(out: Path, report: Report) -> None:
-    """`decontamination` in the manifest, and every dropped row in `decontaminated.jsonl`."""
-    write_text(out / "decontaminated.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in report.rows))
-    write_json(out / "manifest.json", {**read_json(out / "manifest.json"), "decontamination": report.facts()})
+def complete(folder: Path, stated: dict[str, Any], report: Report | None) -> dict[str, Any]:
+    """What the manifest states besides the counts, once all records are in `folder`. A decontaminated set also gets
+    `decontaminated.jsonl` with every dropped row, before it is finished: it is never without."""
+    if report is None:
+        return stated
+    write_text(folder / "decontaminated.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in report.rows))
+    return {**stated, "decontamination": report.facts()}
 
 
 def prepare_parts(given: argparse.Namespace, chosen: dict[str, Any], parts: Sequence[str], encoder: Any) -> None:

@@ -6,7 +6,7 @@ A directory appears whole, with its manifest, or not at all. Knows neither pairs
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,6 +21,10 @@ from hybrid_scale.runs import write_json
 FLUSH_ROWS = 50_000
 FLUSH_CHARACTERS = 1 << 25
 """Rows of a table are written when they are that many, or that long."""
+
+
+Facts = Callable[[Path], Mapping[str, Any]]
+"""Further keys of a manifest, known when all records are written. It may add files of its own to the folder that it gets."""
 
 
 class Rejects:
@@ -92,9 +96,10 @@ def finish(
     source: dict[str, Any],
     rejects: Rejects,
     counts: dict[str, Any],
-    facts: Mapping[str, Any] | None,
+    facts: Facts | None,
 ) -> dict[str, Any]:
     """The manifest, written last."""
+    further = facts(directory) if facts else {}
     manifest = {
         "format": FORMAT,
         "kind": kind,
@@ -103,7 +108,7 @@ def finish(
         "rejected_rows": rejects.count,
         "fingerprint": fingerprint(directory),
         "bytes": {path.name: path.stat().st_size for path in data_files(directory)},
-        **(facts or {}),
+        **further,
     }
     write_json(directory / "manifest.json", manifest)
     return manifest

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from hybrid_scale.data.folder import Rejects, TextWriter, finish, new_directory
+from hybrid_scale.data.folder import Facts, Rejects, TextWriter, finish, new_directory
 from hybrid_scale.data.numbers import Numbers, Places, key_of
 from hybrid_scale.data.records import Bad, Judgment, Note, Pair, Passage, Query, Record
 from hybrid_scale.errors import DataError, describe
@@ -28,9 +28,9 @@ def write(
     directory: Path,
     source: dict[str, Any],
     rejects: Rejects | None = None,
-    facts: Mapping[str, Any] | None = None,
+    facts: Facts | None = None,
 ) -> dict[str, Any]:
-    """`write_pairs` or `write_retrieval`, whichever the first good record asks for. `facts`: further keys of the manifest."""
+    """`write_pairs` or `write_retrieval`, whichever the first good record asks for. `facts`: see `folder.Facts`."""
     records = iter(records)
     head: list[Record] = []
     for record in records:
@@ -46,7 +46,7 @@ def write_pairs(
     directory: Path,
     source: dict[str, Any],
     rejects: Rejects | None = None,
-    facts: Mapping[str, Any] | None = None,
+    facts: Facts | None = None,
 ) -> dict[str, Any]:
     """Check pairs and write them to the empty `directory`; returns the manifest.
 
@@ -63,7 +63,7 @@ def write_retrieval(
     directory: Path,
     source: dict[str, Any],
     rejects: Rejects | None = None,
-    facts: Mapping[str, Any] | None = None,
+    facts: Facts | None = None,
 ) -> dict[str, Any]:
     """Check a corpus, its queries and judgments (in any order) and write them; returns the manifest.
 

@@ -1,6 +1,7 @@
 """Decontamination against hand-worked overlaps and a brute-force count of shared runs."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,36 @@ def test_the_command_drops_lists_and_states(tmp_path: Path, evaluation, capsys):
     listed = [json.loads(line) for line in (tmp_path / "train" / "decontaminated.jsonl").read_text().splitlines()]
     assert [(row["id"], row["matched"]) for row in listed] == [("1", "q"), ("2", "long")]
     assert "rows dropped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stopped_at", ["report", "rename"])
+def test_a_finished_folder_has_its_report(tmp_path: Path, evaluation, monkeypatch, stopped_at: str) -> None:
+    """Stopped while its report is written, or at the very renaming that finishes it: nothing is finished or left. What would
+    have been renamed was whole."""
+    rows = [{"id": n, "query": query, "passage": n, "query_lang": "en"} for n, query in (("1", "Who wrote Faust"), ("2", "else"))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, seen, replace = tmp_path / "train", [], os.replace
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def stop_at_renaming(source: Path, target: Path) -> None:
+        if Path(target) != out:
+            return replace(source, target)
+        manifest = json.loads((Path(source) / "manifest.json").read_text())
+        listed = (Path(source) / "decontaminated.jsonl").read_text().splitlines()
+        seen.append((manifest["decontamination"]["rows_dropped"], len(listed)))
+        raise KeyboardInterrupt
+
+    if stopped_at == "report":
+        monkeypatch.setattr("launch.prepare.write_text", stop)
+    else:
+        monkeypatch.setattr("hybrid_scale.data.folder.os.replace", stop_at_renaming)
+    given = ["pairs", "--path", str(tmp_path / "rows.jsonl"), "--out", str(out)]
+    with pytest.raises(KeyboardInterrupt):
+        main([*given, "--decontaminate", str(evaluation.task.directory)])
+    assert seen == ([(1, 1)] if stopped_at == "rename" else [])
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_a_retrieval_set_is_not_decontaminated(tmp_path: Path, evaluation, capsys):

@@ -279,7 +279,7 @@ def test_opening_names_the_remedy(tmp_path: Path) -> None:
 
 
 def test_directories_that_are_not_whole_are_refused(tmp_path: Path) -> None:
-    manifest = write_pairs([pair("a")], tmp_path / "out", SOURCE, facts={"contains": None})
+    manifest = write_pairs([pair("a")], tmp_path / "out", SOURCE, facts=lambda _: {"contains": None})
     assert json.loads((tmp_path / "out/manifest.json").read_text()) == manifest
     assert manifest["contains"] is None
     whole = (tmp_path / "out/query.npy").read_bytes()
