@@ -30,7 +30,7 @@ from hybrid_scale.data.folder import Rejects
 from hybrid_scale.data.prepared import open_manifest
 from hybrid_scale.data.records import Record
 from hybrid_scale.data.sources.beir_sets import parts_of
-from hybrid_scale.data.sources.domains import check_contains, facts, is_retrieval
+from hybrid_scale.data.sources.domains import OWN_READERS, check_contains, facts, held_out, judged_sources
 from hybrid_scale.data.sources.mix import load_mix
 from hybrid_scale.data.sources.registry import READERS, options, reader
 from hybrid_scale.data.summary import summarize
@@ -47,11 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         encoder = text_encoder(given.config) if given.config else None
         chosen = options(given.source, _options(given))
-        if given.source == "mix":
-            given.contains = sorted({*given.contains, *load_mix(chosen["path"]).contains})
+        given.contains = sorted({*given.contains, *contained(given.source, chosen)})
         check_contains(given.source, chosen, given.contains, given.in_domain_of)
-        if given.decontaminate and is_retrieval(given.source, chosen):
-            rule = "only a training set is decontaminated; name the retrieval sets behind this option"
+        if given.decontaminate and (what := held_out(given.source, chosen)):
+            rule = f"only a training set is decontaminated, and this is {what}; name the retrieval sets behind this option"
             raise ConfigError(describe("--decontaminate", given.source, rule, "Leave it out."))
         parts = parts_of(chosen["name"]) if given.source == "beir_set" else ()
         if parts:
@@ -85,6 +84,21 @@ def prepare(given: argparse.Namespace, chosen: dict[str, Any], out: Path, reject
         print(report.text())
     if encoder is not None:
         print("\n".join(write_token_lengths(out, encoder)))
+
+
+def contained(source: str, chosen: dict[str, Any]) -> set[str]:
+    """What training rows are known to be made from before they are read: what a mix says, and the sets that `judged` reads.
+
+    Raises ConfigError: one of these is held out for evaluation.
+    """
+    if source == "judged":
+        return set(judged_sources(open_manifest(chosen["path"], "retrieval"), str(chosen["path"])))
+    if source != "mix":
+        return set()
+    mix = load_mix(chosen["path"])
+    judged = [Path(one.path) for one in mix.sources.values() if one.reader == "judged" and isinstance(one.path, str)]
+    found = {name for path in judged for name in contained("judged", {"path": path})}
+    return found.union(mix.contains, *(OWN_READERS.get(one.reader, ()) for one in mix.sources.values()))
 
 
 def inherited(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from hybrid_scale.data.prepared import Pairs, RetrievalSet
 from hybrid_scale.data.records import Judgment, Pair, Passage, Query
 from hybrid_scale.data.sources import again, mix
-from hybrid_scale.data.sources.domains import in_domain
+from hybrid_scale.data.sources.domains import IN_DOMAIN_OF, InDomain, in_domain, own_source
 from hybrid_scale.data.sources.registry import options, reader
 from hybrid_scale.data.summary import by_source, summarize
 from hybrid_scale.data.writing import write_retrieval
@@ -120,6 +120,86 @@ def test_judged_passages_become_pairs_with_their_judged_negatives(judged: Path):
 def test_a_set_without_high_judgments_is_refused(judged: Path):
     with pytest.raises(DataError, match="no judgment of 9 or more"):
         list(again.read_judged(judged, min_score=9))
+
+
+def retrieval_set(folder: Path, **manifest: object) -> Path:
+    records = [Passage("t", "p", "en", "text"), Query("t", "q", "en", "first", "q"), Judgment("t", "q", "p", 1)]
+    write_retrieval(records, folder, {"name": "test"})
+    stated = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(stated | manifest))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        (
+            {"evaluation": "xquad_r", "source": {"name": "xquad_r"}},
+            "found 'the evaluation set xquad_r, no split named'; its questions are held out: only a training split",
+        ),
+        ({"evaluation": "miracl", "source": {"name": "miracl", "split": "dev"}}, "the evaluation set miracl, split 'dev'"),
+        ({"evaluation": None, "source": {"name": "held_out"}}, "a development set is held out of a training set"),
+    ],
+)
+@pytest.mark.parametrize("within", ["judged", "mix"])
+def test_what_is_held_out_must_not_become_training_rows(tmp_path: Path, capsys, manifest: dict, message: str, within: str):
+    folder = retrieval_set(tmp_path / "set", **manifest)
+    (tmp_path / "mix.yaml").write_text(f"name: x\nsources: {{a: {{reader: judged, path: {folder}, licence: l}}}}")
+    path = folder if within == "judged" else tmp_path / "mix.yaml"
+    assert main([within, "--path", str(path), "--out", str(tmp_path / "train")]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert str(folder) in said
+    assert not (tmp_path / "train").exists()
+    with pytest.raises(ConfigError, match="held out"):
+        list(again.read_judged(folder))
+
+
+@pytest.mark.parametrize("within", ["judged", "mix"])
+@pytest.mark.parametrize(
+    ("manifest", "contains", "flagged"),
+    [
+        (
+            {"evaluation": "mr_tydi", "source": {"name": "mr_tydi", "split": "train"}},
+            ["mr_tydi", "tydiqa"],
+            ("mr_tydi", "tydiqa"),
+        ),
+        ({"evaluation": None, "in_domain_of": ["x-law"], "source": {"name": "beir"}}, ["x-law"], ("x-law",)),
+    ],
+)
+def test_training_on_a_sets_own_split_makes_it_in_domain(tmp_path: Path, manifest: dict, contains, flagged, within: str):
+    """Nobody says --contains; the manifest of the judged set does."""
+    manifest = {"in_domain_of": list(IN_DOMAIN_OF["mr_tydi"]), **manifest}
+    folder = retrieval_set(tmp_path / "set", **manifest)
+    (tmp_path / "mix.yaml").write_text(f"name: x\nsources: {{a: {{reader: judged, path: {folder}, licence: l}}}}")
+    path = folder if within == "judged" else tmp_path / "mix.yaml"
+    assert main([within, "--path", str(path), "--out", str(tmp_path / "train")]) == 0
+    training = Pairs(tmp_path / "train").manifest
+    assert training["contains"] == contains
+    assert in_domain(training, RetrievalSet(folder).manifest) == InDomain(True, flagged)
+
+
+def test_each_known_set_has_a_source_of_its_own():
+    own = {name: own_source(name) for name in IN_DOMAIN_OF}
+    assert {name: source for name, source in own.items() if source != name.removeprefix("beir/")} == {
+        "beir/climate-fever": "climate_fever",
+        "beir/dbpedia-entity": "dbpedia_entity",
+        "beir/trec-covid": "trec_covid",
+        "beir/webis-touche2020": "touche",
+        "mlqa_r": "mlqa",
+        "xquad_r": "xquad",
+    }
+
+
+def test_messages_say_what_is_held_out(tmp_path: Path, capsys):
+    for source, what in (
+        (["xquad_r", "--path", str(tmp_path)], "xquad_r gives a retrieval set"),
+        (["demo", "--split", "test"], "demo gives the test questions of the demo"),
+        (["held_out", "--path", str(tmp_path)], "held_out gives a development set"),
+    ):
+        assert main([*source, "--out", str(tmp_path / "out"), "--contains", "squad"]) == 2
+        rule = "which is held out for evaluation and must never be training data"
+        assert capsys.readouterr().err == f"--contains: found 'squad'; {what}, {rule}. Leave it out.\n"
 
 
 # ------------------------------------------------------------------------------------------------- held out families

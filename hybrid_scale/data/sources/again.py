@@ -16,6 +16,7 @@ from hybrid_scale.data.prepared import Pairs, RetrievalSet
 from hybrid_scale.data.records import Judgment, Note, Pair, Passage, Query, Record
 from hybrid_scale.data.shuffle import generator
 from hybrid_scale.data.sources.common import require_languages
+from hybrid_scale.data.sources.domains import judged_sources
 from hybrid_scale.errors import DataError, describe
 
 BLOCK = 50_000
@@ -28,9 +29,10 @@ def read_judged(path: Path, negatives: int = 0, min_score: int = 1) -> Iterator[
     """A pair for each query and passage judged `min_score` or higher, in the order of the judgments.
 
     negatives: at most so many passages judged 0 or lower for the query, as hard negatives (MIRACL has some). Raises DataError:
-    not a prepared retrieval set, or no judgment high enough.
+    not a prepared retrieval set, or no judgment high enough; ConfigError: the set is held out (`domains.judged_sources`).
     """
     task = RetrievalSet(path)
+    judged_sources(task.manifest, str(path))
     qrels = np.asarray(task.qrels)
     relevant = qrels[qrels[:, 2] >= min_score]
     if len(relevant) == 0:

@@ -63,6 +63,8 @@ OWN = re.compile(r"x-[a-z0-9_-]+")
 """A source that nobody but its user knows."""
 RETRIEVAL_ONLY = ("beir", "beir_set", "belebele", "miracl", "miracl_hard", "mlqa_r", "mr_tydi", "nq", "xquad", "xquad_r")
 """Readers that never give training pairs."""
+OWN_READERS = {"mmarco": ("mmarco",), "demo": ("demo",)}
+"""Reader of training rows -> the source that it always gives."""
 SOURCES = frozenset(
     {*IMPLIES, *(name for names in (*IMPLIES.values(), *IN_DOMAIN_OF.values()) for name in names), *OTHER_SOURCES}
 )
@@ -111,30 +113,59 @@ def expanded(sources: Sequence[str]) -> list[str]:
 
 
 def check_contains(source: str, options: Mapping[str, Any], contains: Sequence[str], in_domain_of: Sequence[str] = ()) -> None:
-    """Raises ConfigError: unknown training sources, those of a training set for a retrieval set, or the other way round. To be
-    asked before anything is read."""
+    """Raises ConfigError: unknown training sources, those of a training set for a set that is held out, or the other way round.
+    To be asked before anything is read."""
     expanded(contains)
     expanded(in_domain_of)
-    if in_domain_of and not is_retrieval(source, options):
+    what = held_out(source, options)
+    if in_domain_of and not what:
         remedy = "State with --contains what this training set was made from."
         raise ConfigError(describe("--in-domain-of", ",".join(in_domain_of), "only an evaluation set is in-domain", remedy))
-    if contains and is_retrieval(source, options):
-        raise ConfigError(describe("--contains", ",".join(contains), "a retrieval set is no training data", "Leave it out."))
+    if contains and what:
+        rule = f"{source} gives {what}, which is held out for evaluation and must never be training data"
+        raise ConfigError(describe("--contains", ",".join(contains), rule, "Leave it out."))
 
 
-def is_retrieval(source: str, options: Mapping[str, Any]) -> bool:
-    """Whether a reader with these options gives a retrieval set."""
-    return (
-        source in (*RETRIEVAL_ONLY, "held_out")
-        or options.get("kind") == "retrieval"
-        or (source, options.get("split")) == ("demo", "test")
-    )
+def held_out(source: str, options: Mapping[str, Any]) -> str:
+    """What a reader with these options gives if that must never be training data, in words; "" where it gives training rows."""
+    if source == "held_out":
+        return "a development set"
+    if (source, options.get("split")) == ("demo", "test"):
+        return "the test questions of the demo"
+    if source == "beir_set":
+        return f"the retrieval set {options.get('name', 'of BEIR')}"
+    return "a retrieval set" if source in RETRIEVAL_ONLY or options.get("kind") == "retrieval" else ""
+
+
+def judged_sources(manifest: Mapping[str, Any], where: str) -> list[str]:
+    """The sources that training rows made of a retrieval set's judgments come from: the set's own; of a set outside the table
+    those that it is in-domain of. `manifest`: of the set.
+
+    Raises ConfigError: a development set, or a known evaluation set but for its training split.
+    """
+    source, evaluation = manifest.get("source", {}), manifest.get("evaluation")
+    if source.get("name") == "held_out":
+        rule = "a development set is held out of a training set, so its questions must not be trained on"
+        raise ConfigError(describe(where, "held_out", rule, "Use its other part, held_in."))
+    if evaluation is None:
+        return list(manifest.get("in_domain_of") or [])
+    split = source.get("split")
+    if split != "train":
+        found = f"the evaluation set {evaluation}, " + (f"split '{split}'" if split else "no split named")
+        rule = "its questions are held out: only a training split may become training rows"
+        raise ConfigError(describe(where, found, rule, "Prepare the training split, if it has one, with --split train."))
+    return [own_source(evaluation)]
+
+
+def own_source(evaluation: str) -> str:
+    """The source of IN_DOMAIN_OF that holds the set's own examples: `xquad` of `xquad_r`, `touche` of `beir/webis-touche2020`."""
+    return next(one for one in IN_DOMAIN_OF[evaluation] if one in evaluation.replace("-", "_"))
 
 
 def facts(source: str, options: Mapping[str, Any], contains: Sequence[str], in_domain_of: Sequence[str] = ()) -> dict[str, Any]:
     """Keys of the manifest of what a reader with these options gave. `in_domain_of`: sources beside those of the table."""
-    if not is_retrieval(source, options):
-        implied = {"mmarco": ["mmarco"], "demo": ["demo"]}.get(source, [])
+    if not held_out(source, options):
+        implied = OWN_READERS.get(source, ())
         return {"contains": expanded([*contains, *implied]) if contains or implied else None}
     chosen = beir_sets.known(options["name"]) if source == "beir_set" else None
     part_of = chosen.part_of if chosen else None
