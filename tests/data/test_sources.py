@@ -623,7 +623,7 @@ def test_prepare_writes_what_belongs_to_the_set(beir_folder: Path, tmp_path: Pat
     capsys.readouterr()
     for arguments, message in (
         (["pairs", "--path", str(rows), "--contains", "ngq"], "isn't in the table"),
-        (["beir", "--path", str(beir_folder), "--contains", "nq"], "no training data"),
+        (["beir", "--path", str(beir_folder), "--contains", "nq"], "must never be training data"),
     ):
         assert prepare.main([*arguments, "--out", str(tmp_path / "none")]) == 2
         assert message in capsys.readouterr().err
