@@ -118,7 +118,8 @@ def protocol(task: RetrievalSet) -> Protocol:
 
 
 def _summary(task: RetrievalSet, judged: Judged) -> dict[str, Any]:
-    return facts(task, judged) | summarise(judged, len(task.corpus), protocol(task))
+    names, language = languages_of(task, task.corpus)
+    return facts(task, judged) | summarise(judged, np.bincount(language, minlength=len(names)), protocol(task))
 
 
 def _search_own_language(

@@ -16,6 +16,7 @@ When the protocol says `by language` also, with XQ a query language and XC a pas
     multi_r@10           share of a query's relevant passages among the first ten of the union, averaged likewise
     rank_distance        see bias.py, in the union, averaged likewise; rank_distance_normalised divides by pool size - 1
     peer                 see bias.py, averaged likewise; left out, with the reason in `refused`, where it would be a constant
+`chance` beside `metrics` holds what these numbers would be on average if every pool were in random order (chance.py).
 As `trec_eval -c`: a query whose judgments are all 0 scores 0 in the union pool (`queries_without_relevant` counts those), a
 query without any judgment is left out (`queries_without_judgment`). In a language pool a (query, XC) pair without a relevant
 passage is skipped, as in LAReQA, and counted in `skipped_pairs`. A number that nothing was averaged into is null.
@@ -33,7 +34,7 @@ import numpy as np
 import pyarrow as pa
 
 from hybrid_scale.protocols import Protocol
-from hybrid_scale.retrieval import bias, metrics
+from hybrid_scale.retrieval import bias, chance, metrics
 from hybrid_scale.retrieval.metrics import RelevantRanks
 
 Measure = Callable[[RelevantRanks], np.ndarray]
@@ -47,6 +48,15 @@ UNION_MEASURES: dict[str, Measure] = {
     "r@1": lambda relevant: metrics.success(relevant, 1),
 }
 LANGUAGE_POOL_MEASURES: dict[str, Measure] = {"map": UNION_MEASURES["map"], "r@1": UNION_MEASURES["r@1"]}
+EXPECTED: dict[str, Callable[[RelevantRanks, np.ndarray], np.ndarray]] = {
+    "ndcg@10": lambda relevant, candidates: chance.ndcg(relevant, candidates, 10),
+    "recall@100": lambda relevant, candidates: chance.recall(relevant, candidates, 100),
+    "mrr@10": lambda relevant, candidates: chance.reciprocal_rank(relevant, candidates, 10),
+    "mrr@100": lambda relevant, candidates: chance.reciprocal_rank(relevant, candidates, 100),
+    "map": chance.average_precision,
+    "r@1": chance.success_at_1,
+}
+"""UNION_MEASURES of a random order of so many candidates [Q]."""
 PER_QUERY_MEASURES: dict[str, Measure] = {**UNION_MEASURES, "recall@10": lambda relevant: metrics.recall(relevant, 10)}
 UNION = "union"
 """The pool of all languages, in the table of single queries."""
@@ -138,12 +148,16 @@ class Judged:
 # -------------------------------------------------------------------------------------------------------------- averages
 
 
-def summarise(judged: Judged, passages: int | None, protocol: Protocol) -> dict[str, Any]:
-    """`protocol`, `metrics`, `by_language`, `map_matrix`, `refused`, and `skipped_pairs` or `union` (see above).
+def summarise(judged: Judged, sizes: np.ndarray | None, protocol: Protocol) -> dict[str, Any]:
+    """`protocol`, `metrics`, `by_language`, `map_matrix`, `refused`, `skipped_pairs` or `union`, and `chance` (see above).
 
-    `passages`: size of the corpus, None: unknown.
+    `sizes`: passages of each language [C], None: unknown; then there is no `chance`.
     """
+    passages = None if sizes is None else int(sizes.sum())
     numbers = _own_language(judged, protocol) if protocol.pools == "own language" else _in_union(judged, passages, protocol)
+    expected = (
+        {} if sizes is None else {"chance": {key: _number(value) for key, value in _chance(judged, sizes, protocol).items()}}
+    )
     return {
         "protocol": protocol.facts(),
         **numbers,
@@ -152,7 +166,29 @@ def summarise(judged: Judged, passages: int | None, protocol: Protocol) -> dict[
             name: dict(zip(judged.query_languages, map(_number, v), strict=True)) for name, v in numbers["by_language"].items()
         },
         "map_matrix": matrix(judged, _language_pools(judged)["map"]),
+        **expected,
     }
+
+
+def _chance(judged: Judged, sizes: np.ndarray, protocol: Protocol) -> dict[str, float]:
+    """Metric -> its expectation when each pool is in random order, averaged as the metric is."""
+    if protocol.pools == "own language":
+        own, candidates = judged.own_pool(), sizes[judged.own_language()[judged.query_language]]
+        return {name: metrics.mean(_by_language(judged, measure(own, candidates))) for name, measure in EXPECTED.items()}
+    union, everything = judged.union(), np.full(len(judged.query_language), sizes.sum())
+    values = {name: metrics.mean(measure(union, everything)) for name, measure in EXPECTED.items()}
+    if protocol.pools != "by language":
+        return values
+    for name in LANGUAGE_POOL_MEASURES:
+        pools = [(judged.language_pool(c), np.full_like(everything, size)) for c, size in enumerate(sizes)]
+        cells = np.stack([_by_language(judged, EXPECTED[name](*pool)) for pool in pools], 1)
+        mono = [metrics.mean(row[own]) for row, own in zip(cells, _same_language(judged), strict=True)]
+        values |= {f"mono_{name}": metrics.mean(np.array(mono)), f"cross_{name}": _cross(judged, cells)}
+    distance = chance.rank_distance(union, everything)
+    distance[np.isnan(judged.union_values()["rank_distance"])] = np.nan  # the queries that have one
+    single = {"multi_map": chance.average_precision(union, everything), "multi_r@10": chance.recall(union, everything, 10)}
+    single |= {"rank_distance": distance, "rank_distance_normalised": distance / (everything - 1)}
+    return values | {name: metrics.mean(_by_language(judged, value)) for name, value in single.items()}
 
 
 def _own_language(judged: Judged, protocol: Protocol) -> dict[str, Any]:

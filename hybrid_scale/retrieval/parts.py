@@ -107,6 +107,8 @@ def mean_of(name: str, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "by_language": {},
         "refused": {metric: reason for part in parts for metric, reason in part.get("refused", {}).items()},
     }
+    if all("chance" in part for part in parts):
+        facts["chance"] = {name: _mean([part["chance"].get(name) for part in parts]) for name in parts[0]["chance"]}
     return facts | sums | first
 
 

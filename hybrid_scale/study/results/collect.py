@@ -39,7 +39,8 @@ class Collected:
     values: pd.DataFrame
     """One row a measured value (VALUE_COLUMNS). `language` is null for a mean over languages; `passage_language` is set in
     the matrices alone; `final` tells the evaluation of the finished model from those during training; `protocol` is the name of
-    that by which it was scored (protocols.py); `doubt` says why a value must not count (null: nothing speaks against it)."""
+    that by which it was scored (protocols.py); `chance_level` is what a random order would score (null: not stated); `doubt` says
+    why a value must not count (null: nothing speaks against it)."""
     curves: pd.DataFrame
     """One row a logged step (CURVE_COLUMNS)."""
 
@@ -78,7 +79,9 @@ def collect(plan: Plan) -> Collected:
     ]
     return Collected(
         pd.DataFrame(rows).astype(dict.fromkeys(NUMBERS, "float64") | dict.fromkeys(TEXTS, "string")),
-        pd.DataFrame(values, columns=list(VALUE_COLUMNS)).astype({"step": "Int64", "final": "boolean", "value": "float64"}),
+        pd.DataFrame(values, columns=list(VALUE_COLUMNS)).astype(
+            {"step": "Int64", "final": "boolean", "value": "float64", "chance_level": "float64"}
+        ),
         pd.DataFrame(curves, columns=list(CURVE_COLUMNS)),
     )
 

@@ -181,7 +181,7 @@ def _compared(pair: _Pair, reader: Reader, margin: float) -> Comparison:
     names = (pair.task, hybrid.group, hybrid.series, hybrid.model, hybrid.size, hybrid.name, rival.name, rival.kind)
     best = 1.0 if pair.metric.higher_is_better else 0.0
     stands, faces = (fmean(scores[seed] for seed in pair.seeds) for scores in (ours, theirs))
-    level = Level(stands, faces, None, best)
+    level = Level(stands, faces, hybrid.scores[key].chance, best)
     means = Comparison(
         *names,
         pair.metric,

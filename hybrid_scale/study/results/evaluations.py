@@ -15,7 +15,19 @@ from hybrid_scale.protocols import BY_NAME, Protocol, protocol_of
 from hybrid_scale.runs import read_json
 from hybrid_scale.study.results.queries import contradiction, read_queries
 
-VALUE_COLUMNS = ("run", "task", "step", "final", "protocol", "metric", "language", "passage_language", "value", "doubt")
+VALUE_COLUMNS = (
+    "run",
+    "task",
+    "step",
+    "final",
+    "protocol",
+    "metric",
+    "language",
+    "passage_language",
+    "value",
+    "chance_level",
+    "doubt",
+)
 AGAIN = "It doesn't count: delete it and evaluate the run again."
 MATRICES = ("map_matrix", "top1_language_matrix")
 
@@ -78,8 +90,9 @@ def _doubt(file: Path, content: Mapping[str, Any]) -> str | None:
 
 
 def _measured(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    expected = content.get("chance") or {}  # results of earlier versions don't state it
     for metric, value in content["metrics"].items():
-        yield _value(metric, value)
+        yield _value(metric, value) | {"chance_level": _value(metric, expected.get(metric))["value"]}
     for metric, by_language in (content.get("by_language") or {}).items():
         for language, value in by_language.items():
             yield _value(metric, value, language)

@@ -56,6 +56,8 @@ class Score:
     """One metric of one arm."""
 
     by_seed: Mapping[int, float]
+    chance: float | None = None
+    """The metric's expectation under a random order of the candidates; None: no result states it."""
 
     @property
     def mean(self) -> float:
@@ -126,9 +128,13 @@ def _arm(name: str, runs: pd.DataFrame, means: pd.DataFrame) -> Arm:
 
 def _scores(values: pd.DataFrame) -> dict[str, Score]:
     return {
-        str(metric): Score(dict(zip(rows["seed"].astype(int), rows["value"], strict=True)))
+        str(metric): Score(_by_seed(rows), next(iter(rows["chance_level"].dropna()), None))
         for metric, rows in values.groupby("metric", sort=False)
     }
+
+
+def _by_seed(rows: pd.DataFrame) -> dict[int, float]:
+    return dict(zip(rows["seed"].astype(int), rows["value"], strict=True))
 
 
 def final_values(collected: Collected, task: str) -> pd.DataFrame:

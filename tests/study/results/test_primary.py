@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hybrid_scale.runs import RunDirectory
+from hybrid_scale.runs import RunDirectory, read_json, write_json
 from hybrid_scale.statistics import seed_spread
 from hybrid_scale.study.family import Family
 from hybrid_scale.study.grid import Plan
@@ -189,6 +189,25 @@ def test_a_margin_is_a_share_of_the_rivals_score_and_none_near_chance() -> None:
     assert margin_of([Level(7500.0, 300.0, 8000.0, 0.0)], 0.01) is None
     assert margin_of([Level(290.0, 300.0, None, 0.0)], 0.01) is None, "chance isn't known"
     assert margin_of([], 0.01) is None
+
+
+def test_chance_is_what_the_results_state(tmp_path: Path) -> None:
+    """The same scores: by chance .1 a margin is 1 % of the rival's; where chance is nearly as high, nothing is equivalent. A
+    metric whose chance no result states is taken to start at 0, as in results of earlier versions."""
+    plan = scaled(tmp_path, models=["7B"], questions=8)
+    for run in plan.runs:
+        file = RunDirectory(run.directory).evaluation_file("xquad_r")
+        content = read_json(file)
+        almost = content["metrics"]["cross_map"] - 0.01
+        write_json(file, content | {"chance": {"mono_map": 0.1, "cross_map": almost if run.arm == "hybrid" else 0.1}})
+    found = compare(collect(plan), {run.id: run.directory for run in plan.runs}, Family(margin=0.01))
+    levels = {each.metric.key: (each.level, each.margin) for each in found}
+    for key, chance in (("mono_map", 0.1), ("multi_map", None)):
+        level, margin = levels[key]
+        assert level is not None
+        assert level.chance == chance
+        assert margin == pytest.approx(0.01 * level.rival)
+    assert levels["cross_map"][1] is None
 
 
 @pytest.mark.parametrize(
