@@ -97,6 +97,8 @@ BEIR_SETS = (
     *("quora", "scidocs", "scifact", "trec-covid", "webis-touche2020"),
 )
 """The public sets of BEIR, over which its mean goes."""
+CQADUPSTACK_PARTS = 12
+"""CQADupStack's score is the mean over its forums; that of a single forum is no part of BEIR's mean."""
 
 PROTOCOLS: dict[str, Protocol] = {
     **{f"beir/{name}": BEIR for name in BEIR_SETS},
@@ -126,7 +128,12 @@ def protocol_of(manifest: Mapping[str, Any], languages: int, crosses: bool) -> P
     return SEVERAL_LANGUAGES if crosses else OWN_LANGUAGE
 
 
-def beir_member(evaluation: str | None) -> str | None:
-    """The set of BEIR's mean that a result belongs to, by its manifest's `evaluation`; None: no set of BEIR."""
+def beir_member(evaluation: str | None, parts: int = 0) -> str | None:
+    """The set of BEIR's mean that a result is of, by its manifest's `evaluation` and how many parts it is the mean of.
+
+    None: no set of BEIR, or not the whole of it.
+    """
     name = (evaluation or "").removeprefix("beir/")
-    return name if name in BEIR_SETS and evaluation in (f"beir/{name}", "nq") else None
+    if name not in BEIR_SETS or evaluation not in (f"beir/{name}", "nq"):
+        return None
+    return None if name == "cqadupstack" and parts != CQADUPSTACK_PARTS else name

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybrid_scale.errors import ConfigError, describe
+from hybrid_scale.protocols import CQADUPSTACK_PARTS, beir_member
 from hybrid_scale.study.settings import PRIMARY_METRICS, StudyConfig
 
 ALPHA = 0.5
 """Of the hybrid arm that a study is for, where it has several and names none: the paper's (2408.10536)."""
 RIVALS = ("mono", "cross")
 BEIR = "beir"
-"""Folder of the sets of BEIR, and the name of the mean over them."""
+"""Folder of the sets of BEIR, and the name of the mean over them (results/beir.py)."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,10 @@ def _refuse_contrast(config: StudyConfig, models: Sequence[str], where: str) -> 
 
 
 def _metrics(given: Sequence[str], evaluated: Sequence[str], where: str) -> tuple[tuple[str, str], ...]:
-    names = {Path(folder).name for folder in evaluated}
-    names |= {BEIR for folder in evaluated if Path(folder).parent.name == BEIR}
+    places = [(Path(folder).parent.name, Path(folder).name) for folder in evaluated]
+    names = {name for _, name in places}
+    of_beir = {beir_member(f"{BEIR}/{name}" if parent == BEIR else name, CQADUPSTACK_PARTS) for parent, name in places}
+    names |= {BEIR} if len(of_beir - {None}) > 1 else set()
     for metric in given:
         if metric.partition(":")[0] not in names:
             rule = f"must name a set that the study evaluates: {', '.join(sorted(names)) or 'none'}"

@@ -19,7 +19,7 @@ from hybrid_scale.pages.parts import MARK, Plot, Table
 from hybrid_scale.runs import RunDirectory, atomic_path, read_json, write_text
 from hybrid_scale.statistics import FEWEST_SEEDS, RESAMPLES
 from hybrid_scale.study.family import BEIR
-from hybrid_scale.study.grid import Plan, PlannedRun, evaluated, flat
+from hybrid_scale.study.grid import Plan, PlannedRun, flat
 from hybrid_scale.study.report import figures, predictions, tables, words
 from hybrid_scale.study.report.first import first
 from hybrid_scale.study.report.plots import Look, looks
@@ -129,6 +129,8 @@ def render(plan: Plan, collected: Collected, judged: Judged | None = None) -> st
     stand_beside, faults = references(plan, collected, results)
     domains = in_domain(results)
     flags = dict.fromkeys(domains, "in-domain")
+    if collected.beir and (flag := collected.beir.flag(domains)):
+        flags[BEIR] = flag
     details = [_task(plan, collected, judged, stand_beside, flags, name, look) for name in _shown(plan, collected)]
     drawn = {f"{where}:{task.name}": plots for task in details for where, plots in task.figures.items()}
     drawn |= {"forecast": figures.forecasts(runs, look), "training": figures.training(collected, look)}
@@ -153,7 +155,8 @@ def render(plan: Plan, collected: Collected, judged: Judged | None = None) -> st
         "answers": {part: [each for each in said if each.part == part] for part in ("comparisons", "size", "cost")},
         "tasks": details,
         "sets": len(tasks(collected)),
-        "members": _members(plan, collected),
+        "members": _members(collected),
+        "beir": f"{MARK if BEIR in flags else ''} {collected.beir.about}".strip() if collected.beir else "",
         "family": str(plan.family),
         "tests": sum(each.p is not None for each in judged.comparisons),
         "slopes": sum(each.p is not None for each in judged.trends),
@@ -188,18 +191,15 @@ def _fitted(values: Mapping[str, Any], drawn: Mapping[str, Sequence[Plot]]) -> s
 
 def _shown(plan: Plan, collected: Collected) -> list[str]:
     """Sets with details of their own: those in several languages first, without the members of BEIR."""
-    members = _members(plan, collected)
+    members = _members(collected)
     found = [task for task in tasks(collected) if task not in members]
     across = set(collected.values.loc[collected.values["metric"] == "cross_map", "task"])
     return sorted(found, key=lambda task: task not in across)
 
 
-def _members(plan: Plan, collected: Collected) -> list[str]:
-    """Sets that count in BEIR's mean, where there are several: their comparisons are in the file alone."""
-    folders = {Path(name) for name in evaluated(plan.config, plan.runs)}
-    names = {folder.name for folder in folders if folder.parent.name == BEIR and folder.name != "nq"}
-    found = [task for task in tasks(collected) if task in names]
-    return found if len(found) > 1 else []
+def _members(collected: Collected) -> list[str]:
+    """Sets of BEIR where there is a mean over them: their comparisons are in the file alone. NQ stands beside the mean."""
+    return [task for name, task in collected.beir.tasks.items() if name != "nq"] if collected.beir else []
 
 
 def _task(
@@ -220,7 +220,7 @@ def _task(
     columns = [Column(name, metric, flags.get(name, "")) for metric in metrics]
     return Task(
         name=name,
-        about=_about(plan, name),
+        about=collected.beir.about if collected.beir and name == BEIR else _about(plan, name),
         scores=scores_table(f"{key}-scores", f"Scores on {name}", columns, {name: found}, stand_beside),
         compared=_compared(plan, key, here.comparisons, mark) if here.comparisons else None,
         cautions=tuple(cautions(here.comparisons, found)),

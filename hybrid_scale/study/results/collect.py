@@ -19,6 +19,7 @@ from hybrid_scale.study.evaluation import failures
 from hybrid_scale.study.grid import Plan, PlannedRun
 from hybrid_scale.study.groups import groups
 from hybrid_scale.study.jobs.state import read_status
+from hybrid_scale.study.results.beir import BeirMean, beir_mean, mean_rows
 from hybrid_scale.study.results.evaluations import AGAIN, VALUE_COLUMNS, evaluation_rows
 from hybrid_scale.study.results.usage import COST_COLUMNS, cost
 
@@ -39,10 +40,12 @@ class Collected:
     values: pd.DataFrame
     """One row a measured value (VALUE_COLUMNS). `language` is null for a mean over languages; `passage_language` is set in
     the matrices alone; `final` tells the evaluation of the finished model from those during training; `protocol` is the name of
-    that by which it was scored (protocols.py); `chance_level` is what a random order would score (null: not stated); `doubt` says
-    why a value must not count (null: nothing speaks against it)."""
+    that by which it was scored (protocols.py), `beir` of the set of BEIR that the task is (null: none); `chance_level` is what a
+    random order would score (null: not stated); `doubt` says why a value must not count (null: nothing speaks against it)."""
     curves: pd.DataFrame
     """One row a logged step (CURVE_COLUMNS)."""
+    beir: BeirMean | None = None
+    """What the task `beir` is the mean of; None: there is no such task."""
 
 
 @dataclass
@@ -72,6 +75,8 @@ def collect(plan: Plan) -> Collected:
     labels = groups(plan, [read.config for read in found])
     rows = [_run_row(plan, run, read, group, series) for run, read, (group, series) in zip(plan.runs, found, labels, strict=True)]
     values = [row for read in found for row in read.values]
+    mean = beir_mean(values, {row["run"] for row in rows if row["status"] == "done"})
+    values += mean_rows(values, mean) if mean else []
     curves = [
         {"run": run.id, **{column: record.get(column) for column in CURVE_COLUMNS[1:]}}
         for run, read in zip(plan.runs, found, strict=True)
@@ -83,6 +88,7 @@ def collect(plan: Plan) -> Collected:
             {"step": "Int64", "final": "boolean", "value": "float64", "chance_level": "float64"}
         ),
         pd.DataFrame(curves, columns=list(CURVE_COLUMNS)),
+        mean,
     )
 
 

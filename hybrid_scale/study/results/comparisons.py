@@ -21,7 +21,7 @@ from hybrid_scale.study.family import Family
 from hybrid_scale.study.results import verdicts
 from hybrid_scale.study.results.collect import Collected
 from hybrid_scale.study.results.crossed import Crossed, SeedChance, crossed
-from hybrid_scale.study.results.pairing import Reader, Unpaired, averaged, parts
+from hybrid_scale.study.results.pairing import Reader, Unpaired
 from hybrid_scale.study.results.scores import METRICS, Arm, Metric, arms, compared_metrics, tasks
 from hybrid_scale.study.results.verdicts import Level, Outcome, margin_of, verdict
 
@@ -110,7 +110,7 @@ def compare(collected: Collected, directories: dict[str, Path], family: Family |
     pairs = [pair for task in tasks(collected) for pair in _pairs(task, arms(collected, task), family)]
     found = []
     for (_, _), members in itertools.groupby(pairs, key=lambda pair: (pair.task, pair.hybrid.group)):
-        reader = Reader(directories)  # its tables are large: those of one group at a time
+        reader = Reader(directories, collected.beir)  # its tables are large: those of one group at a time
         found += [_compared(pair, reader, family.margin) for pair in members]
     return found
 
@@ -193,8 +193,8 @@ def _compared(pair: _Pair, reader: Reader, margin: float) -> Comparison:
     )
     try:
         runs = [(hybrid.run_of[seed], rival.run_of[seed]) for seed in pair.seeds]
-        by_seed = reader.differences(pair.task, runs, key)
-        return with_tests(replace(means, parts=parts(by_seed, pair.seeds)), averaged(by_seed))
+        shares, questions = reader.paired(pair.task, runs, key, pair.seeds)
+        return with_tests(replace(means, parts=shares), questions)
     except (HybridScaleError, Unpaired) as error:
         return replace(means, refusal=str(error).rstrip("."))
 

@@ -11,22 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_scale.errors import RunError, describe
-from hybrid_scale.protocols import BY_NAME, Protocol, protocol_of
+from hybrid_scale.protocols import BY_NAME, Protocol, beir_member, protocol_of
 from hybrid_scale.runs import read_json
 from hybrid_scale.study.results.queries import contradiction, read_queries
 
 VALUE_COLUMNS = (
-    "run",
-    "task",
-    "step",
-    "final",
-    "protocol",
-    "metric",
-    "language",
-    "passage_language",
-    "value",
-    "chance_level",
-    "doubt",
+    *("run", "task", "step", "final", "protocol", "beir", "metric", "language", "passage_language"),
+    *("value", "chance_level", "doubt"),
 )
 AGAIN = "It doesn't count: delete it and evaluate the run again."
 MATRICES = ("map_matrix", "top1_language_matrix")
@@ -47,7 +38,14 @@ def evaluation_rows(run: str, file: Path, notes: list[str]) -> list[dict[str, An
     doubt = doubt or (_doubt(file, content) if final else None)
     if doubt and final:
         notes.append(doubt)
-    return [{**about, "protocol": rule, **row, "doubt": doubt} for row in measured]
+    about |= {"protocol": rule, "beir": _set_of_beir(content)}
+    return [{**about, **row, "doubt": doubt} for row in measured]
+
+
+def _set_of_beir(content: Mapping[str, Any]) -> str | None:
+    """Earlier versions don't state the set's `evaluation`: its name tells."""
+    evaluation = content["evaluation"] if "evaluation" in content else f"beir/{content['task']}"
+    return beir_member(evaluation, len(content.get("parts") or ()))
 
 
 def protocol_stated(content: Mapping[str, Any], where: str) -> tuple[str, str | None]:

@@ -11,7 +11,9 @@ import pandas as pd
 
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.statistics import Clusters, cluster
-from hybrid_scale.study.results.crossed import parts_of
+from hybrid_scale.study.family import BEIR
+from hybrid_scale.study.results.beir import BeirMean, joined
+from hybrid_scale.study.results.crossed import clusters_of, parts_of
 from hybrid_scale.study.results.queries import Queries, read_queries
 
 
@@ -22,9 +24,26 @@ class Unpaired(Exception):
 class Reader:
     """Tables of single queries, each read once."""
 
-    def __init__(self, directories: Mapping[str, Path]):
-        self.directories = directories
+    def __init__(self, directories: Mapping[str, Path], beir: BeirMean | None = None):
+        """`beir`: what the task of that name is the mean of."""
+        self.directories, self.beir = directories, beir
         self.tables: dict[Path, Queries] = {}
+
+    def paired(
+        self, task: str, pairs: Sequence[tuple[str, str]], key: str, seeds: Sequence[int]
+    ) -> tuple[pd.DataFrame, Clusters]:
+        """Shares of each seed's difference by parallel question (`parts`), and the questions averaged over the seeds.
+
+        Raises Unpaired and RunError.
+        """
+        if self.beir is None or task != BEIR:
+            by_seed = self.differences(task, pairs, key)
+            return parts(by_seed, seeds), averaged(by_seed)
+        tables = {name: parts(self.differences(member, pairs, key), seeds) for name, member in self.beir.tasks.items()}
+        shares = joined(tables)
+        if shares is None:
+            raise Unpaired(f"one parallel question in a set of {BEIR}: no spread")
+        return shares, clusters_of(shares.to_numpy().mean(1))
 
     def differences(self, task: str, pairs: Sequence[tuple[str, str]], key: str) -> list[pd.DataFrame]:
         """Our values minus theirs of each pair (seed), all with the same queries in the same order.

@@ -6,13 +6,16 @@ A result of another version of a set doesn't count, and is told. Knows no HTML.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hybrid_scale.errors import HybridScaleError
 from hybrid_scale.runs import RunDirectory, read_json
+from hybrid_scale.study.family import BEIR
 from hybrid_scale.study.grid import Plan
+from hybrid_scale.study.results.beir import PROTOCOL, BeirMean
 from hybrid_scale.study.results.collect import Collected
 from hybrid_scale.study.results.evaluations import protocol_stated
 from hybrid_scale.study.results.scores import arms, tasks, untrained
@@ -59,7 +62,7 @@ def references(plan: Plan, collected: Collected, results: Results) -> tuple[list
         for task, contents in results.items()
     }
     for home in sorted((plan.directory / BASELINES).glob("*/eval")):
-        reference = _baseline(home, known, faults)
+        reference = _with_mean(_baseline(home, known, faults), collected.beir)
         if reference.scores:
             found.append(reference)
     return found, faults
@@ -98,6 +101,17 @@ def _baseline(home: Path, known: Mapping[str, _Set], faults: list[str]) -> Refer
         else:
             scores |= numbers
     return Reference(name, scores)
+
+
+def _with_mean(reference: Reference, mean: BeirMean | None) -> Reference:
+    """With its mean over the same sets of BEIR as the study's, where it has them all."""
+    scores = dict(reference.scores)
+    for key in PROTOCOL.headline if mean else ():
+        of = [reference.scores.get((task, key)) for task in mean.tasks.values()] if mean else []
+        known = [score for score in of if score is not None]
+        if len(known) == len(of):
+            scores[BEIR, key] = fmean(known)
+    return replace(reference, scores=scores)
 
 
 def in_domain(results: Results) -> dict[str, tuple[str, ...]]:

@@ -13,6 +13,8 @@ import pandas as pd
 from hybrid_scale.errors import HybridScaleError
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.statistics import Interval, bootstrap, sign_flip_test
+from hybrid_scale.study.family import BEIR
+from hybrid_scale.study.results.beir import joined
 from hybrid_scale.study.results.collect import Collected
 from hybrid_scale.study.results.comparisons import interval_of, seed_chance
 from hybrid_scale.study.results.crossed import SeedChance, clusters_of, crossed, parts_of
@@ -115,7 +117,7 @@ def _priced(collected: Collected, task: str, directories: Mapping[str, Path]) ->
     metric = METRICS[main_metric(every)]
     done = collected.runs[collected.runs["status"] == "done"]
     measured = [
-        _Measured(arm, _shares(task, arm, metric, directories), seed_chance(every, arm.group, metric.key))
+        _Measured(arm, _shares(collected, task, arm, metric, directories), seed_chance(every, arm.group, metric.key))
         for arm in every
         if metric.key in arm.scores
     ]
@@ -133,7 +135,15 @@ def _price(task: str, measured: _Measured, metric: Metric, done: pd.DataFrame) -
     return Priced(task, arm.model, arm.name, metric, arm.scores[metric.key].mean, _interval(measured), *cost)
 
 
-def _shares(task: str, arm: Arm, metric: Metric, directories: Mapping[str, Path]) -> pd.DataFrame | None:
+def _shares(collected: Collected, task: str, arm: Arm, metric: Metric, directories: Mapping[str, Path]) -> pd.DataFrame | None:
+    if collected.beir is None or task != BEIR:
+        return _shares_of_set(task, arm, metric, directories)
+    found = {name: _shares_of_set(member, arm, metric, directories) for name, member in collected.beir.tasks.items()}
+    known = {name: table for name, table in found.items() if table is not None}
+    return joined(known) if len(known) == len(found) else None
+
+
+def _shares_of_set(task: str, arm: Arm, metric: Metric, directories: Mapping[str, Path]) -> pd.DataFrame | None:
     columns: dict[int, pd.Series] = {}
     for seed in arm.scores[metric.key].by_seed:
         file = RunDirectory(directories[arm.run_of[seed]]).evaluation_file(task).with_suffix(".parquet")
