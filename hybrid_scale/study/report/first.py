@@ -45,7 +45,7 @@ class First:
     """How the verdicts were reached."""
     verdicts: Table | None
     unjudged: str
-    """What can't be judged, in one line."""
+    """What is not judged, in one line."""
     scores: Table | None
     scores_title: str
 
@@ -193,4 +193,4 @@ def _unjudged(claims: Sequence[Claim]) -> str:
         return ""
     named = "; ".join(f"{reason} ({count})" if len(reasons) > 1 else reason for reason, count in reasons.most_common(3))
     more = f"; {len(reasons) - 3} more reasons in primary.csv" if len(reasons) > 3 else ""
-    return f"{sum(reasons.values())} of {len(claims)} claims aren't judged: {named}{more}."
+    return f"{sum(reasons.values())} of {len(claims)} claims not judged: {named}{more}."

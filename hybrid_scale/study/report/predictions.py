@@ -1,4 +1,4 @@
-"""What earlier work predicts, held against the arms of each group: what can be judged, and in one line what can't.
+"""What earlier work predicts, held against the arms of each group: what is judged, and in one line what is not.
 
 Knows no HTML.
 """
@@ -23,7 +23,7 @@ class Judged:
 class Predicted:
     judged: tuple[Judged, ...]
     unjudged: str
-    """One line; empty where everything can be judged."""
+    """One line; empty where everything is judged."""
 
     @property
     def count(self) -> str:
@@ -38,12 +38,12 @@ def predicted(task: str, every: Sequence[Arm]) -> Predicted:
     for arm in every:
         by_group[arm.group].append(arm)
     found = [Judged(group, finding) for group, members in by_group.items() for finding in findings(members)]
-    judged = tuple(each for each in found if each.finding.verdict != "can't be judged")
-    return Predicted(judged, _silent([each for each in found if each.finding.verdict == "can't be judged"], len(found)))
+    judged = tuple(each for each in found if each.finding.verdict != "not judged")
+    return Predicted(judged, _silent([each for each in found if each.finding.verdict == "not judged"], len(found)))
 
 
 def _silent(unjudged: Sequence[Judged], count: int) -> str:
-    """`4 of 12 can't be judged: at 7B no finished run of mixed`."""
+    """`4 of 12 not judged: at 7B no finished run of mixed`."""
     if not unjudged:
         return ""
     lacking: dict[str, list[str]] = defaultdict(list)
@@ -53,4 +53,4 @@ def _silent(unjudged: Sequence[Judged], count: int) -> str:
     for missing, groups in lacking.items():
         named = ", ".join(dict.fromkeys(group for group in groups if group))
         parts.append(f"{missing}{f' ({named})' if named else ''}")
-    return f"{len(unjudged)} of {count} can't be judged: {'; '.join(parts)}"
+    return f"{len(unjudged)} of {count} not judged: {'; '.join(parts)}"

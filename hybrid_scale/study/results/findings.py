@@ -10,7 +10,7 @@ from typing import Literal
 
 from hybrid_scale.study.results.scores import METRICS, Arm, Metric
 
-Verdict = Literal["holds", "does not hold", "can't be judged"]
+Verdict = Literal["holds", "does not hold", "not judged"]
 ValueOf = Callable[[Arm, str], float]
 
 HYBRID_METRICS = ("mono_map", "cross_map", "multi_map", "rank_distance")
@@ -100,7 +100,7 @@ def _hybrid(hybrid: Arm, singles: Sequence[Arm]) -> Finding:
     metrics = [METRICS[key] for key in HYBRID_METRICS if all(key in arm.scores for arm in everyone)]
     claim = _hybrid_claim(f"Hybrid batches (arm {hybrid.name})")
     if not metrics:
-        return Finding(claim, "can't be judged", "The arms share no metric.", "", "a metric that all arms have")
+        return Finding(claim, "not judged", "The arms share no metric.", "", "a metric that all arms have")
 
     def place(metric: Metric, value: ValueOf) -> str:
         sign = 1 if metric.higher_is_better else -1
@@ -122,7 +122,7 @@ def _unjudged(claim: str, missing: Sequence[str], measured: Sequence[Arm], metri
     for metric in metrics:
         if present := [arm for arm in measured if metric.key in arm.scores]:
             numbers += f" Measured {metric.label}: {_listed(present, metric)}."
-    return Finding(claim, "can't be judged", numbers, "", f"no finished run of {', '.join(missing)}")
+    return Finding(claim, "not judged", numbers, "", f"no finished run of {', '.join(missing)}")
 
 
 def _variance(arms: Sequence[Arm], holds: Callable[[ValueOf], bool], metrics: Sequence[Metric], gap: float | None) -> str:

@@ -1,6 +1,7 @@
 """The study's answer in one sentence, and what must be said before it: scores below something that wasn't trained.
 
-The sentence is made of the primary family's claims alone; each number in it is one of theirs. Knows no HTML.
+The sentence is made of the primary family's claims that decide the question, each number in it is one of theirs, and it has at
+most about MOST_WORDS words: intervals and the other claims stand in the table. Knows no HTML.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,27 +14,23 @@ from hybrid_scale.study.results.scores import Metric
 from hybrid_scale.study.results.verdicts import Outcome
 from hybrid_scale.study.settings import ChooseSettings
 
-LACKS = {"mono": ("cross_map", "mono_map"), "cross": ("mono_map", "cross_map")}
-"""Type of the other arm -> what hybrid batches should gain on it, and what they should keep."""
-QUALITY = {
-    "cross_map": "cross-lingual quality",
-    "mono_map": "monolingual quality",
-    "multi_map": "quality across all languages",
+LACKS = {"mono": ("cross_map", "mono_map"), "cross": ("mono_map",)}
+"""Type of the other arm -> what hybrid batches should gain on it; beside the gain on mono batches, what they should keep."""
+ALONE: dict[Outcome, str] = {"not shown": "not shown to differ"}
+AGAINST: dict[Outcome, str] = {
+    "equivalent": "equivalent to {}",
+    "not shown": "not shown to differ from {}",
+    "not judged": "not judged against {}",
 }
-STANDS: dict[Outcome, str] = {"not shown": "not shown to differ"}
-"""How a verdict reads in a sentence, where that isn't its own name."""
-CHANGED: dict[Outcome, str] = {
-    "better": "a change for the better",
-    "worse": "a change for the worse",
-    "equivalent": "an equivalent value",
-    "not shown": "a change not shown",
-    "not judged": "a change not judged",
-}
+"""How a verdict reads in a sentence, without and with the other arm's name, where that isn't its own name and "than"."""
+MOST_WORDS = 40
+"""Of the sentence; the reason why nothing is judged stands in it where it fits, and below the table always."""
 MOST_NAMED = 2
 
 
 def answer(family: Family, claims: Sequence[Claim], kinds: Mapping[str, str], flags: Mapping[str, str], named: bool) -> str:
-    """The one sentence. `kinds`: arm -> type of its batches; `flags`: set -> what must stand at its numbers; `named`:
+    """The one sentence: the verdicts at the largest size with their differences, then how these change from the smaller one.
+    `kinds`: arm -> type of its batches; `flags`: set -> what must stand at its numbers; `named`:
     whether sizes have names (the axis `models`)."""
     if family.refusal:
         return f"This study names no claim that could answer its question: {family.refusal}."
@@ -41,19 +38,46 @@ def answer(family: Family, claims: Sequence[Claim], kinds: Mapping[str, str], fl
     if all(pair.difference.estimate is None for pair in pairs):
         return "Nothing can be answered yet: no two arms of the question have been scored on one set."
     first = pairs[0].difference
-    place = _set(first, flags)
-    where = f"At {first.models[-1]} on {place}" if named else f"On {place}"
-    rivals = dict.fromkeys(pair.difference.rival for pair in pairs)
-    by_rival = [[pair for pair in pairs if pair.difference.rival == rival] for rival in rivals]
+    where = f"At {first.models[-1]} on {_set(first, flags)}" if named else f"On {_set(first, flags)}"
     if all(pair.difference.outcome == "not judged" for pair in pairs):
-        clauses = [f"against {members[0].difference.rival} by {_means(members)}" for members in by_rival]
-        reasons = "; ".join(dict.fromkeys(pair.difference.refusal for pair in pairs))
-        return f"{where}, {first.arm} differs {' and '.join(clauses)}, which isn't judged: {reasons}."
-    clauses = [
-        f"against {members[0].difference.rival} {'it ' * (n > 0)}is {' and '.join(map(_clause, members))}"
-        for n, members in enumerate(by_rival)
-    ]
-    return f"{where}, {first.arm} {'; '.join(clauses)}."
+        return _unjudged(f"{where}, {first.arm}", pairs)
+    before = [None, *(pair.difference.rival for pair in pairs[:-1])]
+    clauses = [_clause(pair.difference, pair.difference.rival != rival) for pair, rival in zip(pairs, before, strict=True)]
+    return f"{where}, {first.arm} is {_listed(clauses)}{_moved(pairs)}."
+
+
+def _unjudged(subject: str, pairs: Sequence["Asked"]) -> str:
+    """Means alone, with nothing concluded from them."""
+    claims = [pair.difference for pair in pairs if pair.difference.estimate is not None]
+    by_rival = {rival: [claim for claim in claims if claim.rival == rival] for rival in dict.fromkeys(c.rival for c in claims)}
+    means = [f"from {rival} by {_listed([_mean(claim) for claim in members])}" for rival, members in by_rival.items()]
+    sentence = f"{subject} differs {_listed(means)}: not judged"
+    reason = "; ".join(dict.fromkeys(claim.refusal for claim in claims))
+    return f"{sentence}, {reason}." if len(f"{sentence} {reason}".split()) <= MOST_WORDS else f"{sentence}."
+
+
+def _mean(claim: Claim) -> str:
+    return f"{number(claim)} in {claim.metric.label}"
+
+
+def _clause(claim: Claim, names: bool) -> str:
+    """`better than mono in cross mAP (+0.0500)`; `names`: whether the other arm must be named."""
+    against, alone = AGAINST.get(claim.outcome, f"{claim.outcome} than {{}}"), ALONE.get(claim.outcome, claim.outcome)
+    stands = against.format(claim.rival) if names else alone
+    return f"{stands} in {claim.metric.label} ({number(claim)})"
+
+
+def _moved(pairs: Sequence["Asked"]) -> str:
+    """`; change from 7b: -0.0013 (equivalent), ...`, in the order of the clauses; empty where there is one size."""
+    changes = [pair.change for pair in pairs if pair.change is not None]
+    if len(changes) < len(pairs):
+        return ""
+    return f"; change from {changes[0].models[0]}: {', '.join(f'{number(each)} ({each.outcome})' for each in changes)}"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """`a, b and c`"""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
 @dataclass(frozen=True)
@@ -65,9 +89,8 @@ class Asked:
 
 
 def asked(claims: Sequence[Claim], kinds: Mapping[str, str]) -> list[Asked]:
-    """What the question is about: on the first set with mono and cross mAP, against the mono and the cross arm, what
-    hybrid batches gain and what they keep. Where no set has both, the first two metrics of the first set against the
-    first arm."""
+    """What decides the question: on the first set with mono and cross mAP, cross and mono mAP against the mono arm, mono
+    mAP against the cross arm. Where no set has both, the first two metrics of the first set against the first arm."""
     differences = [claim for claim in claims if claim.kind == "difference"]
     changes = {_key(claim): claim for claim in claims if claim.kind == "change"}
     places = dict.fromkeys((claim.task, claim.series) for claim in differences)
@@ -109,36 +132,9 @@ def answer_of_pilot(chosen: Chosen | None, wanted: ChooseSettings) -> str:
     return f"The pilot chose {wanted.setting} by {wanted.metric}: {', '.join(shown)}."
 
 
-def _means(members: Sequence[Asked]) -> str:
-    """Means alone, with nothing concluded from them."""
-    claims = [pair.difference for pair in members]
-    return " and ".join(f"{number(claim)} in {_quality(claim.metric)} ({claim.metric.label})" for claim in claims)
-
-
-def _clause(pair: Asked) -> str:
-    """`better in cross-lingual quality (cross mAP +0.05 [+0.04, +0.06], after +0.04 at 7b, an equivalent value)`."""
-    claim, change = pair.difference, pair.change
-    reason = f"; {claim.refusal}" if claim.outcome == "not judged" else ""
-    then = ""
-    if change is not None:
-        before = change.differences[0] if change.differences else None
-        was = f", after {before:+.{change.metric.decimals}f} at {change.models[0]}" if before is not None else ""
-        then = f"{was}, {CHANGED[change.outcome]}"
-    stands = STANDS.get(claim.outcome, claim.outcome)
-    return f"{stands} in {_quality(claim.metric)} ({claim.metric.label} {number(claim)}{then}{reason})"
-
-
-def _quality(metric: Metric) -> str:
-    return QUALITY.get(metric.key, "quality")
-
-
 def number(claim: Claim) -> str:
-    """+0.0310 [+0.0280, +0.0340]; the interval where there is one."""
-    places = claim.metric.decimals
-    if claim.estimate is None:
-        return "without a score"
-    bounds = f" [{claim.interval[0]:+.{places}f}, {claim.interval[1]:+.{places}f}]" if claim.interval else ""
-    return f"{claim.estimate:+.{places}f}{bounds}"
+    """+0.0310; its interval stands in the table."""
+    return "without a score" if claim.estimate is None else f"{claim.estimate:+.{claim.metric.decimals}f}"
 
 
 # ------------------------------------------------------------------------------------------------------- said before it

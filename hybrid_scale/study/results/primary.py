@@ -206,7 +206,7 @@ def _unfinished(facts: Facts, models: Sequence[str]) -> str:
 
 
 def contrast(line: Sequence[Comparison], weights: np.ndarray) -> tuple[Crossed | None, str]:
-    """`weights` @ the differences of `line` with both kinds of chance, or why it can't be judged."""
+    """`weights` @ the differences of `line` with both kinds of chance, or why it is not judged."""
     parts, refusal = combined(line, weights)
     if parts is None:
         return None, refusal
