@@ -5,6 +5,7 @@
 
 EMBEDDINGS holds corpus.npy, corpus_ids.txt, queries.npy and queries_ids.txt, or the stores that launch/evaluate.py keeps (a
 run's embeddings/SET/CHECKPOINT). Writes tradeoff.json, tradeoff.csv, tradeoff.html.
+Where the set's protocol ranks a query in the passages of its own language (MIRACL, Mr. TyDi), each language has its own index.
 One process, --threads threads. Variants and their names: hybrid_scale/retrieval/tradeoff/variants.py; measures and verdicts:
 hybrid_scale/retrieval/tradeoff/run.py. A variant of the default list that can't run here (no GPU) is listed with the reason;
 one that was asked for by name is an error.
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from hybrid_scale import dist
 from hybrid_scale.command_line import read_arguments
+from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.errors import DataError, describe
 from hybrid_scale.retrieval.parts import one_set
 from hybrid_scale.retrieval.tradeoff import report as tradeoff_report
@@ -43,12 +45,13 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     return read_arguments(parser, given)
 
 
-def chosen_variants(given: argparse.Namespace, passages: int, dimensions: int) -> list[str]:
+def chosen_variants(given: argparse.Namespace, task: RetrievalSet, dimensions: int) -> list[str]:
     """Raises DataError: a variant asked for can't run here."""
+    smallest = tradeoff.smallest_pool(task)
     if not given.variants:
-        return defaults(passages, dimensions)
+        return defaults(smallest, dimensions)
     for name in given.variants:
-        reason = tradeoff.refusal(parse(name, passages, dimensions), passages, given.memory_gib)
+        reason = tradeoff.refusal(parse(name, smallest, dimensions), len(task.corpus), given.memory_gib)
         if reason is not None:
             raise DataError(describe("--variants", name, reason, "Leave it out here."))
     return list(given.variants)
@@ -64,7 +67,7 @@ def study(chosen: argparse.Namespace) -> None:
     options = tradeoff.Options(**{name: getattr(chosen, name) for name in names})
     tradeoff.check(task, options)
     queries, shard = open_embeddings(chosen.embeddings, task, chosen.memory_gib / 4)
-    variants = chosen_variants(chosen, len(task.corpus), queries.shape[1])
+    variants = chosen_variants(chosen, task, queries.shape[1])
     check_writable(chosen.out / "tradeoff.json")
     bench = tradeoff.set_up(task, queries, shard, options)
     points = []

@@ -14,6 +14,7 @@ from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.data.records import Judgment, Passage, Query, Record
 from hybrid_scale.data.writing import write_retrieval
 from hybrid_scale.errors import DataError
+from hybrid_scale.retrieval.evaluate import evaluate
 from hybrid_scale.retrieval.index import Shard, search
 from hybrid_scale.retrieval.tradeoff import run as tradeoff
 from hybrid_scale.retrieval.tradeoff.corpus import Corpus
@@ -287,6 +288,66 @@ def test_refused_variants_of_the_default_list_are_reported(bench: tradeoff.Bench
     refused = parse("gpu-cagra:64", PASSAGES, DIMENSIONS).refusal
     assert result["refused"] == ({"gpu-cagra:64": refused} if refused else {})
     assert len(result["points"]) + len(result["refused"]) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------- protocols
+
+
+def in_two_languages(folder: Path, evaluation: str | None) -> tuple[RetrievalSet, np.ndarray, Shard]:
+    """Unequal corpora and numbers of questions; a passage that the corpus lacks, a question without an answer, one whose answer
+    is in the other language. Scores don't tie."""
+    random = np.random.default_rng(17)
+    sizes = {"bn": 30, "sw": 50}
+    records: list[Record] = [
+        Passage("t", f"{lang}{n}", lang, f"text {lang} {n}") for lang, size in sizes.items() for n in range(size)
+    ]
+    for lang, count in (("bn", 6), ("sw", 11)):
+        for n in range(count):
+            name = f"{lang}:q{n}"
+            records.append(Query("t", name, lang, f"question {name}", name))
+            wanted = random.permutation(sizes[lang])[:3]
+            records += [Judgment("t", name, f"{lang}{at}", 0 if n == 1 else 1 + int(at) % 2) for at in wanted]
+    records += [Judgment("t", "sw:q3", "sw999", 1)]
+    if evaluation is not None:
+        records += [Query("t", "bn:q9", "bn", "question elsewhere", "bn:q9"), Judgment("t", "bn:q9", "sw4", 1)]
+    records.sort(key=lambda record: isinstance(record, Judgment))
+    write_retrieval(records, folder, {"name": "test"})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "evaluation": evaluation}))
+    made = RetrievalSet(folder)
+    vectors = [unit(random.normal(size=(len(table), DIMENSIONS))) for table in (made.queries, made.corpus)]
+    return made, vectors[0], Shard(np.arange(80), vectors[1])
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "measure", "apart"),
+    [("miracl", "ndcg@10", True), ("mr_tydi", "mrr@10", True), (None, "ndcg@10", True), ("beir/scifact", "ndcg@10", False)],
+)
+def test_the_flat_index_scores_what_the_evaluation_does(
+    tmp_path: Path, evaluation: str | None, measure: str, apart: bool
+) -> None:
+    made, queries, shard = in_two_languages(tmp_path / "set", evaluation)
+    wanted = evaluate(made, queries, shard)
+    bench = tradeoff.set_up(made, queries, shard, tradeoff.Options(k=10, resamples=99))
+    result = tradeoff.finished(bench, made, list(tradeoff.study(bench, ["flat:fp32", "sq:8"])))
+    assert result["certified"][measure] == pytest.approx(wanted["metrics"][measure], rel=0, abs=1e-12)
+    flat = result["points"][0]
+    assert flat["quality"][measure]["value"] == pytest.approx(wanted["metrics"][measure], rel=0, abs=1e-12)
+    assert flat["recall@10"] == 1
+    assert flat["bytes"]["measured"] == pytest.approx(4 * DIMENSIONS, abs=4)
+    assert result["protocol"] == wanted["protocol"]
+    assert len(bench.pools) == (2 if apart else 0)
+    if apart:
+        assert abs(wanted["union"]["metrics"][measure] - wanted["metrics"][measure]) > 0.01, "the union would be told apart"
+        indexes = [parse("sq:8", 30, DIMENSIONS).build(pool.corpus) for pool in bench.pools]
+        opened = [
+            parse("sq:8", 30, DIMENSIONS).open(index, pool.corpus) for index, pool in zip(indexes, bench.pools, strict=True)
+        ]
+        found = tradeoff.searched(bench, opened)
+        spoken = np.array(made.corpus.column("lang"))[found]
+        assert (spoken == bench.language[:, None]).all()
+        with pytest.raises(DataError, match="from 10 to the 30 passages of the language that has the fewest"):
+            tradeoff.set_up(made, queries, shard, tradeoff.Options(k=31))
 
 
 # --------------------------------------------------------------------------------------------------------------- memory

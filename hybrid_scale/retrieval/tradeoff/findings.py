@@ -8,8 +8,8 @@ FLAT = "flat:fp32"
 
 
 def names(metric: str) -> str:
-    """ndcg@10 -> nDCG@10; map@100 -> mAP@100."""
-    return metric.replace("ndcg", "nDCG").replace("map", "mAP")
+    """ndcg@10 -> nDCG@10; map@100 -> mAP@100; mrr@100 -> MRR@100."""
+    return metric.replace("ndcg", "nDCG").replace("map", "mAP").replace("mrr", "MRR")
 
 
 def whole(result: Mapping[str, Any]) -> float:

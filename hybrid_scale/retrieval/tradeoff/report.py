@@ -40,6 +40,7 @@ WORDS = {
 ABOUT = {
     "ndcg": "nDCG@10: gain of the relevant passages among the first ten, the lower the later they stand, divided by "
     "that of the best possible order (0 to 1, higher is better).",
+    "mrr": "MRR@100: one over the rank of the first relevant passage among the first hundred, else 0 (0 to 1, higher is better).",
     "map": "mAP@k: mean over queries of the average precision of the returned list of k passages; a relevant passage "
     "beyond it earns nothing (0 to 1, higher is better).",
 }
@@ -90,6 +91,9 @@ def as_page(result: Mapping[str, Any]) -> str:
         f"{result['questions']:,} questions, the unit of all intervals ({options['level']:.0%}); {options['threads']} "
         f"{'thread' if options['threads'] == 1 else 'threads'}."
     )
+    if result.get("protocol", {}).get("pools") == "own language":
+        facts += " Each query is ranked in the passages of its own language, which have an index of their own;"
+        facts += " sizes and times are those of all indexes together."
     metrics = [_metric(result, metric) for metric in result["certified"]]
     look = {"arm_colours": svg.ARM_COLOURS, "size_colours": svg.SIZE_COLOURS}
     shown = {"task": result["task"], "refused": result["refused"], "words": WORDS.items()}
