@@ -153,7 +153,7 @@ def compare_named(
     collected: Collected, directories: dict[str, Path], task: str, metric: Metric, named: Sequence[tuple[str, str]]
 ) -> list[Comparison]:
     """On one metric, each of the pairs (arm, rival) `named`, in every group in which a seed of both is finished; unadjusted."""
-    every, reader, found = arms(collected, task), Reader(directories), []
+    every, reader, found = arms(collected, task), Reader(directories, collected.beir), []
     for group in dict.fromkeys(arm.group for arm in every):
         members = {arm.name: arm for arm in every if arm.group == group and metric.key in arm.scores}
         for ours, theirs in named:

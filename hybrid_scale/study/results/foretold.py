@@ -61,7 +61,7 @@ class Foretold:
 
     @property
     def missing(self) -> str:
-        """Why it isn't judged; empty where it is."""
+        """Why the verdict is "not judged"; else empty."""
         absent = [f"{each.arm} and {each.rival}" for each in self.statements if (each.arm, each.rival) not in self.known]
         if absent:
             return f"no seed of {absent[0]} has finished"
