@@ -51,28 +51,28 @@ LAREQA = Protocol(
     "by language",
     ("mono_map", "cross_map", "multi_map", "mono_r@1", "rank_distance"),
     OVER_PAIRS,
-    "2408.10536, section on evaluation (mono, cross, multi, rank distance); 2004.05484 (LAReQA) for the candidates",
+    "2408.10536 (mono, cross, multi, rank distance); 2004.05484 (LAReQA) for the candidates",
 )
 MIRACL = Protocol(
     "miracl",
     "own language",
     ("ndcg@10", "recall@100", "ndcg@10_median", "recall@100_median"),
     OVER_LANGUAGES,
-    "2210.09984, section on baselines: nDCG@10 and Recall@100 of each language, and their average over languages",
+    "2210.09984 (MIRACL): nDCG@10 and Recall@100 of each language, and their average; the median is added here",
 )
 MR_TYDI = Protocol(
     "mr_tydi",
     "own language",
     ("mrr@100", "recall@100", "mrr@100_median", "recall@100_median"),
     OVER_LANGUAGES,
-    "2108.08787, section on baselines: MRR@100 and Recall@100 of each language, and their average over languages",
+    "2108.08787 (Mr. TyDi): MRR@100 and Recall@100 of each language, and their average; the median is added here",
 )
 BEIR = Protocol(
     "beir",
     "union",
     ("ndcg@10", "recall@100", "mrr@10", "map"),
     OVER_QUERIES,
-    "2104.08663, section 3: nDCG@10 of each set (and Recall@100, its appendix); CQADupStack is the mean of its twelve parts",
+    "2104.08663 (BEIR): nDCG@10 and Recall@100 of each set; CQADupStack is the mean of its twelve parts",
 )
 OWN_LANGUAGE = Protocol(
     "own language",

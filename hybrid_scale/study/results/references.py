@@ -12,10 +12,11 @@ from statistics import fmean
 from typing import Any
 
 from hybrid_scale.errors import HybridScaleError
+from hybrid_scale.protocols import BEIR as PROTOCOL
 from hybrid_scale.runs import RunDirectory, read_json
 from hybrid_scale.study.family import BEIR
 from hybrid_scale.study.grid import Plan
-from hybrid_scale.study.results.beir import PROTOCOL, BeirMean
+from hybrid_scale.study.results.beir import BeirMean
 from hybrid_scale.study.results.collect import Collected
 from hybrid_scale.study.results.evaluations import protocol_stated
 from hybrid_scale.study.results.scores import arms, tasks, untrained
