@@ -49,7 +49,8 @@ class DataSettings(Section):
     """Prepared retrieval sets, scored at the end and every `training.evaluate_every_steps`."""
     max_query_tokens: Positive = 64
     max_passage_tokens: Positive = 256
-    """Longest query and passage in tokens, prompt and end token included; longer texts are cut and counted."""
+    """Longest query and passage of the training in tokens, prompt and end token included; longer texts are cut and counted.
+    What is scored is cut elsewhere: `evaluation.max_query_tokens`, `evaluation.max_passage_tokens`."""
 
 
 class SamplerSettings(Section):
@@ -279,7 +280,15 @@ def unix_time(key: str, value: float | str) -> float:
         raise ConfigError(describe(key, value, "neither unix seconds nor an ISO time", remedy)) from None
 
 
+EVALUATION_TOKENS = 512
+"""Where published results on BEIR cut queries and passages (2104.08663, its appendix on models)."""
+
+
 class EvaluationSettings(Section):
+    max_query_tokens: Positive | None = None
+    max_passage_tokens: Positive | None = None
+    """Longest query and passage that is scored, in tokens, prompt and end token included: whatever the training cut, a set
+    scores as published. None: EVALUATION_TOKENS, or as many as the base takes where they are fewer."""
     top_k: Annotated[int, Field(ge=10)] = 100
     embedding_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Type in which passages are stored and searched. Queries stay float32."""

@@ -7,8 +7,8 @@
     python launch/evaluate.py --run-in RESULTS.run --qrels QRELS --out FILE.json
 
 --run takes the latest checkpoint of a run directory (--best: the one that checkpoints/best names), --config the base model of a
-run's YAML as it is. Their embeddings are kept in --store, by default RUN_DIR/embeddings/SET/CHECKPOINT: the same command again
-goes on after a kill and searches without encoding. --embeddings DIR holds such stores, or corpus.npy, corpus_ids.txt,
+run's YAML as it is. Their embeddings are kept in --store, by default RUN_DIR/embeddings/SET/CHECKPOINT-LENGTHS: the same command
+again goes on after a kill and searches without encoding. --embeddings DIR holds such stores, or corpus.npy, corpus_ids.txt,
 queries.npy and queries_ids.txt. A set in parts (CQADupStack) is one folder and one result, the mean of its parts; its stores and
 vectors lie in a folder for each part. Every process encodes what is free and searches its share; the numbers don't depend on how
 many there are (`python launch/evaluate.py` is one). They are defined in hybrid_scale/retrieval/measures.py. FILE.parquet beside
@@ -29,12 +29,13 @@ if __name__ == "__main__":
 from hybrid_scale import dist
 from hybrid_scale.checkpoints import chosen as checkpoint_of
 from hybrid_scale.command_line import read_arguments
-from hybrid_scale.config import load_config
+from hybrid_scale.config import RunConfig, load_config
 from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.errors import RunError, describe
 from hybrid_scale.planning.planner import as_planned
 from hybrid_scale.retrieval.benchmark import trained_on
 from hybrid_scale.retrieval.evaluate import evaluate, evaluate_run_file, write_table
+from hybrid_scale.retrieval.lengths import lengths_note
 from hybrid_scale.retrieval.parts import beside, one_set, open_sets, score_all
 from hybrid_scale.retrieval.scored_model import ScoredModel
 from hybrid_scale.retrieval.trec import check_ids, score_files, write_qrels
@@ -63,6 +64,9 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--similarity", choices=get_args(Similarity), help=kind)
     own = "a passage with the query's id is no result (BEIR's rule; by default as the prepared set says)"
     parser.add_argument("--drop-own-id", action=argparse.BooleanOptionalAction, default=None, help=own)
+    for role in ("query", "passage"):
+        cut = f"longest {role} in tokens for --run and --config (default: evaluation.max_{role}_tokens)"
+        parser.add_argument(f"--max-{role}-tokens", type=int, help=cut)
     parser.add_argument("--memory-gib", type=float, help="memory for a rank's vectors (default: evaluation.shard_memory_gib)")
     chosen = read_arguments(parser, given)
     _refuse_contradictions(parser, chosen)
@@ -83,10 +87,18 @@ def _refuse_contradictions(parser: argparse.ArgumentParser, chosen: argparse.Nam
         parser.error(f"--out is {chosen.out}: its name must end in .json (the table beside it in .parquet)")
     if chosen.best and not chosen.run:
         parser.error("--best needs --run")
-    if chosen.store and not (chosen.run or chosen.config):
-        parser.error("--store needs --run or --config")
+    for key, value in (("--store", chosen.store), *_lengths(chosen)):
+        if value is not None and not (chosen.run or chosen.config):
+            parser.error(f"{key} needs --run or --config")
+    for key, value in _lengths(chosen):
+        if value is not None and value < 1:
+            parser.error(f"{key} is {value}: it must be at least 1")
     if bool(chosen.data) == bool(chosen.qrels) or (chosen.qrels and not chosen.run_in):
         parser.error("give a prepared set, or --run-in with --qrels")
+
+
+def _lengths(chosen: argparse.Namespace) -> tuple[tuple[str, int | None], ...]:
+    return ("--max-query-tokens", chosen.max_query_tokens), ("--max-passage-tokens", chosen.max_passage_tokens)
 
 
 COUNTS = {
@@ -108,6 +120,8 @@ def summary(result: dict[str, Any]) -> str:
     rule = result.get("protocol")
     lines = [f"  scored as {rule['name']}: pools {rule['pools']}, {rule['mean']}", *lines] if rule else lines
     notes = [f"  {result[key]} {key.replace('_', ' ')}{meaning}" for key, meaning in COUNTS.items() if result.get(key)]
+    if "text_lengths" in result:
+        notes.append(f"  {lengths_note(result['text_lengths'])}")
     if "similarity" in result:
         notes.append(f"  scores: {similarity_note(result['similarity'], result.get('passage_lengths'))}")
     refusals = [f"  no {name}: {reason}" for name, reason in result["refused"].items()]
@@ -117,11 +131,18 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def open_model(chosen: argparse.Namespace) -> ScoredModel:
+    lengths = {"max_query_tokens": chosen.max_query_tokens, "max_passage_tokens": chosen.max_passage_tokens}
     if not chosen.run:
-        return ScoredModel(load_config(chosen.config))
+        return ScoredModel(with_lengths(load_config(chosen.config), lengths))
     run = RunDirectory(chosen.run)
     config = as_planned(run.config(), read_json(run.manifest_file))
-    return ScoredModel(config, checkpoint_of(run, chosen.best), run.embeddings)
+    return ScoredModel(with_lengths(config, lengths), checkpoint_of(run, chosen.best), run.embeddings)
+
+
+def with_lengths(config: RunConfig, lengths: dict[str, int | None]) -> RunConfig:
+    """The config with those evaluation lengths that are given."""
+    given = {key: tokens for key, tokens in lengths.items() if tokens is not None}
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update=given)})
 
 
 def check_outputs(chosen: argparse.Namespace) -> None:
@@ -167,10 +188,11 @@ def score(chosen: argparse.Namespace) -> dict[str, Any]:
             queries, shard = open_embeddings(folder, task, chosen.memory_gib or 4.0, chosen.similarity)
         else:
             store = beside(chosen.store or model.home / chosen.data.name / model.point, chosen.data, task)
-            queries, shard = model.vectors(task, store, chosen.memory_gib)
+            queries, shard, lengths = model.vectors(task, store, chosen.memory_gib)
         result = evaluate(task, queries, shard, chosen.top_k, chosen.run_file, per_query_file, chosen.drop_own_id)
         if model is None:
             return {**result, "similarity": chosen.similarity, "passage_lengths": passage_lengths(folder)}
+        result["text_lengths"] = lengths
         return {**result, "in_domain": trained_on(task, model.config)} if chosen.run else result
 
     return score_all(chosen.data, score_one, per_query, dist.first_rank_does)

@@ -49,12 +49,13 @@ def encoder(chosen: argparse.Namespace) -> MtebEncoder:
         return from_exported(chosen.exported, f"{ORGANISATION}/{Path(chosen.exported).name}", "exported")
     if chosen.config:
         config = load_config(chosen.config)
-        return from_config(config, None, f"{ORGANISATION}/{chosen.config.stem}", f"base-{digest_of(accepted(config))}")
+        revision = f"base-{digest_of({**accepted(config), **lengths_of(config)})}"
+        return from_config(config, None, f"{ORGANISATION}/{chosen.config.stem}", revision)
     run = RunDirectory(chosen.run)
     checkpoint, config = checkpoint_of(run), as_planned(run.config(), read_json(run.manifest_file))
     base, weights = accepted(config), digest_of_weights(checkpoint)
     say(*filter(None, [check_trained_on(checkpoint, config, base)]))
-    revision = f"{checkpoint.name}-{digest_of({**base, 'trained': weights})}"
+    revision = f"{checkpoint.name}-{digest_of({**base, 'trained': weights, **lengths_of(config)})}"
     return from_config(config, checkpoint / "adapter", f"{ORGANISATION}/{chosen.run.name}", revision)
 
 
@@ -63,6 +64,12 @@ def accepted(config: RunConfig) -> dict[str, str]:
     fetch(config.model)
     say(*accept(config))
     return model_digests(config.model)
+
+
+def lengths_of(config: RunConfig) -> dict[str, str]:
+    """At which lengths the evaluation cuts, as the config states them: results of other lengths are others."""
+    stated = config.evaluation
+    return {"lengths": f"{stated.max_query_tokens} {stated.max_passage_tokens}"}
 
 
 def digest_of(facts: dict[str, str]) -> str:

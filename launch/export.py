@@ -17,7 +17,7 @@ from typing import Any
 from hybrid_scale.checkpoints import complete, damage, folder_name, latest
 from hybrid_scale.command_line import read_arguments
 from hybrid_scale.config import RunConfig
-from hybrid_scale.data.text import load_text_encoder
+from hybrid_scale.data.text import for_evaluation, load_text_encoder
 from hybrid_scale.errors import HybridScaleError, RunError, describe, explain
 from hybrid_scale.model.digests import check_trained_on, model_digests
 from hybrid_scale.model.export import export, push
@@ -60,7 +60,8 @@ def open_run(chosen: argparse.Namespace) -> Trained:
     manifest = read_json(run.manifest_file) if run.manifest_file.exists() else {}
     weights, spoken = folder / "adapter", languages(config)
     say(*filter(None, [check_trained_on(folder, config, model_digests(config.model))]))
-    texts, scores = load_text_encoder(config), read_scores(run, step, last=step == config.training.max_steps)
+    texts = for_evaluation(load_text_encoder(config), config.evaluation)
+    scores = read_scores(run, step, last=step == config.training.max_steps)
     fingerprint = manifest.get("data", {}).get("fingerprint")
     return Trained(config, weights, step, texts, chosen.base, spoken, fingerprint, scores, chosen.license)
 

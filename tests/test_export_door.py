@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig
-from hybrid_scale.data.text import load_text_encoder
+from hybrid_scale.data.text import for_evaluation, load_text_encoder
 from hybrid_scale.model.load import load_embedder
 from hybrid_scale.runs import RunDirectory
 from hybrid_scale.train.run import train
@@ -56,7 +56,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
 
 def our_vectors(config: RunConfig, step: int) -> np.ndarray:
     weights = RunDirectory(config.run.directory).checkpoints / f"step_{step:08d}" / "adapter"
-    embedder, encoder = load_embedder(config.model, 0, weights).eval(), load_text_encoder(config)
+    embedder, encoder = (
+        load_embedder(config.model, 0, weights).eval(),
+        for_evaluation(load_text_encoder(config), config.evaluation),
+    )
     with torch.no_grad():
         return embedder(**encoder.collate(encoder.encode("query", TEXTS))).numpy()
 

@@ -4,23 +4,27 @@ A text becomes: the begin tokens that the tokenizer itself puts, prompt + text, 
 the config names one, else those that the tokenizer itself puts, else the `eos_token`. A published embedding model was trained
 with its tokenizer's own: Qwen3-Embedding ends texts with `<|endoftext|>`, which isn't its `eos_token`. The cut for length is made
 before the end tokens, so that last-token pooling always reads the last of them.
+
+Training and evaluation cut at lengths of their own: `load_text_encoder` gives the training's encoder, `for_evaluation` makes the
+evaluation's of it.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from hybrid_scale.base_files import code_revision, locate
-from hybrid_scale.config import ModelSettings, RunConfig
+from hybrid_scale.config import EVALUATION_TOKENS, EvaluationSettings, ModelSettings, RunConfig
 from hybrid_scale.data.prepared import TextTable
 from hybrid_scale.errors import ModelError, describe
+from hybrid_scale.planning.architecture import longest_text
 from hybrid_scale.runs import atomic_path
 
 Role = Literal["query", "passage"]
@@ -43,6 +47,8 @@ class TextEncoder:
     """How `collate` lays texts out: end to end, or padded."""
     rows: int | None = None
     """Rows of the model's embedding table, where the tokenizer has ids beyond them; None: it has none."""
+    longest: int | None = None
+    """Tokens of the longest text that the model takes; None: not known, or any."""
 
     @property
     def end(self) -> int:
@@ -99,20 +105,45 @@ def load_text_encoder(config: RunConfig) -> TextEncoder:
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ModelError(describe("model.base", settings.base, f"no tokenizer can be loaded from it: {said}")) from None
-    return make_text_encoder(tokenizer, config, _embedding_rows(settings))
+    shape = _shape(settings)
+    encoder = make_text_encoder(tokenizer, config, shape.get("vocab_size"))
+    return replace(encoder, longest=longest_text(shape))
 
 
-def _embedding_rows(settings: ModelSettings) -> int | None:
-    """Rows of the base's embedding table as its config.json says; None where there is none, as beside a tokenizer alone."""
+def _shape(settings: ModelSettings) -> dict[str, Any]:
+    """The base's config.json as transformers reads it; empty where there is none, as beside a tokenizer alone."""
     folder = locate(settings, weights=False)
     if not (folder / "config.json").is_file():
-        return None
+        return {}
     code = {"trust_remote_code": settings.trust_remote_code, "code_revision": code_revision(settings)}
     try:
-        return getattr(AutoConfig.from_pretrained(folder, **code).get_text_config(), "vocab_size", None)
+        shape: dict[str, Any] = AutoConfig.from_pretrained(folder, **code).get_text_config().to_dict()
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ModelError(describe("model.base", settings.base, f"its config.json can't be read: {said}")) from None
+    return shape
+
+
+def for_evaluation(encoder: TextEncoder, settings: EvaluationSettings) -> TextEncoder:
+    """The same encoder with the lengths at which an evaluation cuts. Raises ModelError: no room beside prompt and end tokens."""
+    most = EVALUATION_TOKENS if encoder.longest is None else min(EVALUATION_TOKENS, encoder.longest)
+    limits: dict[Role, int] = {
+        "query": settings.max_query_tokens or most,
+        "passage": settings.max_passage_tokens or most,
+    }
+    changed = replace(encoder, max_tokens=limits)
+    refuse_no_room(changed, "evaluation")
+    return replace(changed, digest=_digest_of(changed))
+
+
+def refuse_no_room(encoder: TextEncoder, section: str) -> None:
+    """Raises ModelError where a text would be its prompt, begin and end tokens alone. `section` of the config: the lengths'."""
+    for role, limit in encoder.max_tokens.items():
+        prompt = encoder.tokenizer(encoder.prompts[role], add_special_tokens=False)["input_ids"]
+        fixed = len(encoder.begin) + len(prompt) + len(encoder.ends)
+        if limit <= fixed:
+            rule = f"prompt, begin and end tokens alone take {fixed} tokens"
+            raise ModelError(describe(f"{section}.max_{role}_tokens", limit, rule, "Raise it, or shorten the prompt."))
 
 
 def refuse_outside(tokenizer: PreTrainedTokenizerBase, rows: int, ids: Sequence[int], where: str) -> None:
@@ -132,19 +163,15 @@ def make_text_encoder(tokenizer: PreTrainedTokenizerBase, config: RunConfig, row
     limits: dict[Role, int] = {"query": config.data.max_query_tokens, "passage": config.data.max_passage_tokens}
     begin, own = own_tokens(tokenizer)
     ends = own if own and settings.end_token is None else (_end_token(tokenizer, settings.end_token),)
-    for role, limit in limits.items():
-        fixed = len(begin) + len(tokenizer(prompts[role], add_special_tokens=False)["input_ids"]) + len(ends)
-        if limit <= fixed:
-            rule = f"prompt, begin and end tokens alone take {fixed} tokens"
-            raise ModelError(describe(f"data.max_{role}_tokens", limit, rule, "Raise it, or shorten the prompt."))
     outside = rows is not None and max(tokenizer.get_vocab().values()) >= rows
     if rows is not None and outside:
         refuse_outside(tokenizer, rows, begin, "the begin tokens")
         refuse_outside(tokenizer, rows, ends, "model.end_token")
         for role, prompt in prompts.items():
             refuse_outside(tokenizer, rows, tokenizer(prompt, add_special_tokens=False)["input_ids"], f"model.{role}_prompt")
-    digest = _digest(tokenizer, prompts, limits, begin, _named(ends), *([rows] if outside else []))
-    return TextEncoder(tokenizer, prompts, limits, begin, ends, digest, settings.packed, rows if outside else None)
+    encoder = TextEncoder(tokenizer, prompts, limits, begin, ends, "", settings.packed, rows if outside else None)
+    refuse_no_room(encoder, "data")
+    return replace(encoder, digest=_digest_of(encoder))
 
 
 def _end_token(tokenizer: PreTrainedTokenizerBase, asked: str | None) -> int:
@@ -180,6 +207,11 @@ def _digest(tokenizer: PreTrainedTokenizerBase, *settings: object) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256((state + repr(settings)).encode()).hexdigest()[:16]
+
+
+def _digest_of(encoder: TextEncoder) -> str:
+    rows = [] if encoder.rows is None else [encoder.rows]
+    return _digest(encoder.tokenizer, encoder.prompts, encoder.max_tokens, encoder.begin, _named(encoder.ends), *rows)
 
 
 def role_digest(encoder: TextEncoder, role: Role) -> str:

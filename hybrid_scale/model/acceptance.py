@@ -25,14 +25,12 @@ from hybrid_scale.model.nf4 import slots_of
 from hybrid_scale.model.quantize import check_written, read_manifest
 from hybrid_scale.model.skeleton import make_skeleton
 from hybrid_scale.model.weight_files import Checkpoint, embedding_name, text_prefix, weight_files
-from hybrid_scale.planning.architecture import positions_of
+from hybrid_scale.planning.architecture import following_rotary, positions_of
 
 LEFT_SHARE = 0.1
 """Of a model's matrices, embeddings left out, that `nf4` may leave as they are."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of weights in safetensors' headers that a model can be trained and merged with."""
-FOLLOWING = ("longrope", "dynamic")
-"""Rotary embeddings whose factors follow the longest text of a forward pass."""
 ONE_WAY = {"bloom": "its attention takes no mask of single pairs", "gpt_neo": "its attention masks later tokens by itself"}
 """Model types that can't look at later tokens."""
 
@@ -90,8 +88,11 @@ def accept(config: RunConfig, weights: bool = True) -> list[str]:
     settings = config.model
     folder = locate(settings, weights)
     refuse_adapter(settings, folder)
-    limits = {f"data.max_{role}_tokens": getattr(config.data, f"max_{role}_tokens") for role in ("query", "passage")}
-    base = Base(settings, folder, read_config(settings), limits)
+    stated = {"data": config.data, "evaluation": config.evaluation}
+    keys = [(section, f"max_{role}_tokens") for section in stated for role in ("query", "passage")]
+    limits = {f"{section}.{key}": getattr(stated[section], key) for section, key in keys}
+    given = {key: longest for key, longest in limits.items() if longest is not None}
+    base = Base(settings, folder, read_config(settings), given)
     for rule in RULES:
         rule(base)
     return [sentence for note in NOTES for sentence in note(base)]
@@ -179,25 +180,17 @@ def refuse_too_long(base: Base) -> None:
 
 def refuse_following_rotary(base: Base) -> None:
     """Rotary factors that follow the longest text of a forward pass: how texts are spread over micro-batches would matter."""
-    for rope in _rotary(base.config):
-        kind = rope.get("rope_type", rope.get("type"))
-        if kind not in FOLLOWING:
-            continue
-        original = rope.get("original_max_position_embeddings") or getattr(base.config, "original_max_position_embeddings", None)
-        most = int((original if kind == "longrope" else None) or base.config.max_position_embeddings)
-        for key, longest in base.limits.items():
-            if longest > most:
-                rule = (
-                    f"{base.settings.base} has '{kind}' rotary factors, which change for a whole micro-batch when one text is"
-                    f" longer than {most} tokens: results would depend on how texts are spread over micro-batches"
-                )
-                raise base.refuse(rule, f"Set it to at most {most}.", key, longest)
-
-
-def _rotary(config: PretrainedConfig) -> Iterator[dict[str, Any]]:
-    """The rotary settings, of each kind of layer where they differ."""
-    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    yield from [one for one in found.values() if isinstance(one, dict)] or [found]
+    found = following_rotary(base.config.to_dict())
+    if found is None:
+        return
+    kind, most = found
+    for key, longest in base.limits.items():
+        if longest > most:
+            rule = (
+                f"{base.settings.base} has '{kind}' rotary factors, which change for a whole micro-batch when one text is"
+                f" longer than {most} tokens: results would depend on how texts are spread over micro-batches"
+            )
+            raise base.refuse(rule, f"Set it to at most {most}.", key, longest)
 
 
 def refuse_left_in_full(base: Base) -> None:

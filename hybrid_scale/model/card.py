@@ -12,6 +12,8 @@ import yaml
 from hybrid_scale.config import ModelSettings
 from hybrid_scale.model.trained import Format, Merging, Trained
 
+ROLES = ("query", "passage")
+
 
 def model_card(trained: Trained, format: Format, merging: Merging) -> str:
     """README.md of a written folder: YAML front matter as the Hub reads it, then what it is, how to load it, its scores."""
@@ -87,7 +89,7 @@ def _limit_note(limits: Mapping[Any, int]) -> str:
     if limits["query"] == limits["passage"]:
         return note
     return (
-        f"{note} Queries were cut at {limits['query']} in training: `encode_query` does so"
+        f"{note} Queries are cut at {limits['query']}: `encode_query` does so"
         ' (sentence-transformers 6 or newer), `encode(..., prompt_name="query")` doesn\'t.'
     )
 
@@ -104,13 +106,13 @@ scores = model.similarity(queries, passages)"""
         code = """from pathlib import Path
 
 from hybrid_scale.config import load_config
-from hybrid_scale.data.text import load_text_encoder
+from hybrid_scale.data.text import for_evaluation, load_text_encoder
 from hybrid_scale.model.load import load_embedder
 
 folder = Path("FOLDER")
 config = load_config(folder / "hybrid_scale.yaml")
 embedder = load_embedder(config.model, seed=0, adapter=folder).eval()
-encoder = load_text_encoder(config)
+encoder = for_evaluation(load_text_encoder(config), config.evaluation)
 vectors = embedder(**encoder.collate(encoder.encode("query", ["..."])))"""
     else:
         prompt = trained.texts.prompts["query"]
@@ -143,7 +145,8 @@ def _settings(trained: Trained) -> list[tuple[str, str]]:
         "query prompt": json.dumps(model.query_prompt, ensure_ascii=False),
         "passage prompt": json.dumps(model.passage_prompt, ensure_ascii=False),
         "end token": " ".join(map(str, trained.texts.tokenizer.convert_ids_to_tokens(list(trained.texts.ends)))),
-        "longest query, passage (tokens)": f"{config.data.max_query_tokens}, {config.data.max_passage_tokens}",
+        "longest query, passage in training (tokens)": f"{config.data.max_query_tokens}, {config.data.max_passage_tokens}",
+        "longest query, passage in evaluation (tokens)": ", ".join(str(trained.texts.max_tokens[role]) for role in ROLES),
         "weights in training": f"{model.dtype}, quantization: {model.quantization}",
         "LoRA": "none" if lora is None else f"rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, {lora.targets}",
         "batches": f"{config.sampler.arm}, mono share {config.sampler.mono_share:g}, {config.sampler.composition}",

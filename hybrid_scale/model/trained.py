@@ -22,7 +22,7 @@ MergeInto = Literal["original", "nf4"]
 
 
 class Texts(Protocol):
-    """Text -> token ids, as in training (`data.text.TextEncoder`)."""
+    """Text -> token ids, as in training but for the lengths, which are the evaluation's (`data.text.for_evaluation`)."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...

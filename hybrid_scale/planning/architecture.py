@@ -187,6 +187,28 @@ def positions_of(text: Mapping[str, Any]) -> int | None:
     return next((int(most) for most in named if isinstance(most, int) and most > 0), None)
 
 
+FOLLOWING = ("longrope", "dynamic")
+"""Kinds of rotary factors that follow the longest text of a forward pass."""
+
+
+def following_rotary(text: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Kind and limit of rotary factors that change for a whole micro-batch once one text is longer; None: there are none."""
+    settings = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    for rope in [one for one in settings.values() if isinstance(one, dict)] or [settings]:  # of each kind of layer, or of all
+        kind = rope.get("rope_type", rope.get("type"))
+        if kind in FOLLOWING:
+            original = rope.get("original_max_position_embeddings") or text.get("original_max_position_embeddings")
+            return kind, int((original if kind == "longrope" else None) or text["max_position_embeddings"])
+    return None
+
+
+def longest_text(text: Mapping[str, Any]) -> int | None:
+    """The longest text that a model takes, in tokens: its positions, and where its rotary factors stay. None: it has no limit."""
+    following = following_rotary(text)
+    limits = [most for most in (positions_of(text), following[1] if following else None) if most is not None]
+    return min(limits, default=None)
+
+
 def _has_dropout(config: Mapping[str, Any]) -> bool:
     values = [value for name, value in config.items() if "dropout" in name or "pdrop" in name]
     return any(isinstance(value, float) and value > 0 for value in values)

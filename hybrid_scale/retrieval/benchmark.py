@@ -12,16 +12,21 @@ from hybrid_scale import dist
 from hybrid_scale.config import RunConfig
 from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.data.sources.domains import in_domain
-from hybrid_scale.data.text import TextEncoder
-from hybrid_scale.retrieval.encode import Embed, encode_corpus, encode_queries
+from hybrid_scale.data.text import TextEncoder, for_evaluation
+from hybrid_scale.retrieval.encode import Embed, encode_corpus, encode_queries, prepare_lengths
 from hybrid_scale.retrieval.evaluate import evaluate
+from hybrid_scale.retrieval.lengths import at_limit, budget_of, text_lengths
 from hybrid_scale.retrieval.parts import score_all
 from hybrid_scale.retrieval.spill import Spill
 from hybrid_scale.runs import RunDirectory, read_json, write_json
 
 
 def evaluate_run(config: RunConfig, run: RunDirectory, encoder: TextEncoder, embed: Embed, step: int | None) -> None:
-    """Score every set of `data.evaluate` and write `eval/SET.json` (or `.step-N.json`). Collective."""
+    """Score every set of `data.evaluate` and write `eval/SET.json` (or `.step-N.json`). Collective.
+
+    `encoder`: the training's; the evaluation's lengths are put in here.
+    """
+    encoder = for_evaluation(encoder, config.evaluation)
 
     def score_one(task: RetrievalSet, per_query_file: Path | None) -> dict[str, Any]:
         return score(task, config, encoder, embed, per_query_file, run.embeddings)
@@ -43,12 +48,13 @@ def score(
     per_query_file: Path | None = None,
     folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Metrics of one set; see `retrieval.evaluate`. Passages are rounded to the type in which launch/evaluate.py stores them.
+    """Metrics of one set; see `retrieval.evaluate`. `encoder`: the evaluation's.
 
-    A rank's vectors beyond `evaluation.shard_memory_gib` lie in `folder` (the run's `embeddings`) until the set is scored.
+    Passages are rounded to the type in which launch/evaluate.py stores them. A rank's vectors beyond
+    `evaluation.shard_memory_gib` lie in `folder` (the run's `embeddings`) until the set is scored.
     """
     started = time.monotonic()
-    tokens, settings = config.training.max_tokens_per_embedding_batch, config.evaluation
+    tokens, settings = budget_of(encoder, config.training.max_tokens_per_embedding_batch), config.evaluation
     queries = encode_queries(task, encoder, embed, tokens)
     numbers, blocks = encode_corpus(task, encoder, embed, tokens)
     folder = folder or RunDirectory(config.run.directory).embeddings
@@ -58,7 +64,14 @@ def score(
         encoded = time.monotonic()
         result = evaluate(task, queries, shard, settings.top_k, per_query_file=per_query_file)
     seconds = {"encode": round(encoded - started, 2), "search": round(time.monotonic() - encoded, 2)}
-    return {**result, "in_domain": trained_on(task, config), "seconds": seconds}
+    return {**result, "text_lengths": cut(task, encoder), "in_domain": trained_on(task, config), "seconds": seconds}
+
+
+def cut(task: RetrievalSet, encoder: TextEncoder) -> dict[str, Any]:
+    """`text_lengths` of a set whose length tables are there. Collective."""
+    queries = prepare_lengths(task, "queries", task.queries, "query", encoder)
+    passages = prepare_lengths(task, "corpus", task.corpus, "passage", encoder)
+    return text_lengths(encoder, at_limit(queries, encoder, "query"), at_limit(passages, encoder, "passage"))
 
 
 def trained_on(task: RetrievalSet, config: RunConfig) -> dict[str, Any]:

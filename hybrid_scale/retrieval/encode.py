@@ -80,8 +80,8 @@ def encode_stored(task: RetrievalSet, role: Role, directory: Path, encoding: Enc
         try:
             while (turn := taken.add(1)) <= len(parts):
                 part = parts[turn - 1]
-                vectors = _encode_part(texts, role, store, part, encoding, progress)
-                store.write(part, vectors, lambda row: f"id {texts.column('id', np.array([row]))[0]!r}")
+                vectors, at_limit = _encode_part(texts, role, store, part, encoding, progress)
+                store.write(part, vectors, lambda row: f"id {texts.column('id', np.array([row]))[0]!r}", at_limit=at_limit)
         except BaseException:
             taken.add(NO_MORE)
             raise
@@ -110,8 +110,10 @@ def _begin(directory: Path, identity: dict[str, Any], rows: int, dimensions: int
         raise DataError(describe(f"{directory}: room on the disk", f"{free / 2**30:.1f} GiB", rule, "Choose another folder."))
 
 
-def _encode_part(texts: TextTable, role: Role, store: Store, part: int, encoding: Encoding, progress: "Progress") -> np.ndarray:
-    """float32 [n, D] of the rows of a part, sorted by length into micro-batches."""
+def _encode_part(
+    texts: TextTable, role: Role, store: Store, part: int, encoding: Encoding, progress: "Progress"
+) -> tuple[np.ndarray, int]:
+    """float32 [n, D] of the rows of a part, sorted by length into micro-batches; how many of them are as long as may be."""
     flat, ends = _tokens(texts, role, store.span(part), encoding.encoder)
     starts = np.concatenate([[0], ends[:-1]])
     plan = partition(ends - starts, 1, Budget(encoding.max_tokens, packed=encoding.encoder.packed))
@@ -126,7 +128,7 @@ def _encode_part(texts: TextTable, role: Role, store: Store, part: int, encoding
             vectors[numbers] = result.float().cpu().numpy()
             progress.add(len(numbers))
         waiting = launched
-    return vectors
+    return vectors, int((ends - starts == encoding.encoder.max_tokens[role]).sum())
 
 
 def _tokens(texts: TextTable, role: Role, span: tuple[int, int], encoder: TextEncoder) -> tuple[np.ndarray, np.ndarray]:

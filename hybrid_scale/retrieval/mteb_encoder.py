@@ -16,7 +16,7 @@ import torch
 
 from hybrid_scale import dist
 from hybrid_scale.config import RunConfig
-from hybrid_scale.data.text import Role, TextEncoder, load_text_encoder
+from hybrid_scale.data.text import Role, TextEncoder, for_evaluation, load_text_encoder
 from hybrid_scale.errors import ModelError, describe
 from hybrid_scale.model.load import load_embedder
 from hybrid_scale.retrieval.encode import Embed
@@ -80,12 +80,13 @@ def model_meta(name: str, revision: str, facts: dict[str, Any]) -> Any:
 def from_config(config: RunConfig, adapter: Path | None, name: str, revision: str) -> MtebEncoder:
     """The base model of a run, with the trained weights in `adapter` (a checkpoint's folder) where given, on this device."""
     embedder = load_embedder(config.model, config.run.seed, adapter).to(dist.device()).eval()
-    encoder, tokens = load_text_encoder(config), config.training.max_tokens_per_embedding_batch
+    encoder = for_evaluation(load_text_encoder(config), config.evaluation)
+    tokens = config.training.max_tokens_per_embedding_batch
 
     def encode(role: Role, texts: list[str]) -> np.ndarray:
         return embed_texts(encoder, lambda batch: embedder(**batch), role, texts, tokens)
 
-    return MtebEncoder(encode, name, revision, max_tokens=config.data.max_passage_tokens)
+    return MtebEncoder(encode, name, revision, max_tokens=encoder.max_tokens["passage"])
 
 
 def from_exported(folder: str, name: str, revision: str, **options: Any) -> MtebEncoder:

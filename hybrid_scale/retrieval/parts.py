@@ -109,7 +109,15 @@ def mean_of(name: str, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     if all("chance" in part for part in parts):
         facts["chance"] = {name: _mean([part["chance"].get(name) for part in parts]) for name in parts[0]["chance"]}
+    if all("text_lengths" in part for part in parts):
+        facts["text_lengths"] = _lengths([part["text_lengths"] for part in parts])
     return facts | sums | first
+
+
+def _lengths(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The limits, which are the same for all, and sums of counts where all are known."""
+    counts = {key: [part[key] for part in parts] for key in ("queries_at_limit", "passages_at_limit")}
+    return parts[0] | {key: None if None in found else sum(found) for key, found in counts.items()}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

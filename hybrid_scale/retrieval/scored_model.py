@@ -14,7 +14,7 @@ from hybrid_scale.base_files import fetch
 from hybrid_scale.checkpoints import digest_of_weights
 from hybrid_scale.config import RunConfig
 from hybrid_scale.data.prepared import RetrievalSet
-from hybrid_scale.data.text import load_text_encoder
+from hybrid_scale.data.text import for_evaluation, load_text_encoder
 from hybrid_scale.model.acceptance import accept
 from hybrid_scale.model.digests import agreed_digests, check_trained_on
 from hybrid_scale.model.embedder import Embedder
@@ -22,6 +22,7 @@ from hybrid_scale.model.load import load_embedder
 from hybrid_scale.model.weight_files import say
 from hybrid_scale.retrieval.encode import Encoding, encode_stored
 from hybrid_scale.retrieval.index import Shard
+from hybrid_scale.retrieval.lengths import at_limit_in, budget_of, text_lengths
 from hybrid_scale.retrieval.vectors import open_stored
 from hybrid_scale.runs import RunDirectory
 
@@ -34,12 +35,14 @@ class ScoredModel:
 
     def __init__(self, config: RunConfig, checkpoint: Path | None = None, home: Path | None = None):
         self.config, self.checkpoint = config, checkpoint
-        self.point = checkpoint.name if checkpoint else "base"
         self.home = home or RunDirectory(config.run.directory).embeddings
         fetch(config.model)
         dist.first_rank_does(lambda: say(*accept(config)))
         self.facts = self._facts(agreed_digests(config.model))
-        self.encoder = load_text_encoder(config)
+        self.encoder = for_evaluation(load_text_encoder(config), config.evaluation)
+        limits = self.encoder.max_tokens
+        self.point = f"{checkpoint.name if checkpoint else 'base'}-q{limits['query']}-p{limits['passage']}"
+        """Folder of its stores: a checkpoint, and the lengths at which texts are cut."""
 
     def _facts(self, base: dict[str, str]) -> dict[str, Any]:
         """What names the weights and how they are used, as JSON: files of the base, SHA-256 of what was trained, pooling, ..."""
@@ -55,16 +58,19 @@ class ScoredModel:
         adapter = self.checkpoint / "adapter" if self.checkpoint else None
         return load_embedder(self.config.model, self.config.run.seed, adapter).to(dist.device()).eval()
 
-    def vectors(self, task: RetrievalSet, store: Path, memory_gib: float | None) -> tuple[np.ndarray, Shard]:
-        """Vectors of all queries [Q, D] and of this rank's share of the corpus, by a replica of the model on each rank.
+    def vectors(self, task: RetrievalSet, store: Path, memory_gib: float | None) -> tuple[np.ndarray, Shard, dict[str, Any]]:
+        """Vectors of all queries [Q, D] and of this rank's share of the corpus, by a replica of the model on each rank; and the
+        `text_lengths` of the result.
 
         Stored in `store`, of which finished parts are used again. `memory_gib`: for a rank's vectors; None: as the config says.
         """
-        tokens, settings = self.config.training.max_tokens_per_embedding_batch, self.config.evaluation
+        settings = self.config.evaluation
+        tokens = budget_of(self.encoder, self.config.training.max_tokens_per_embedding_batch)
 
         def encoding(dtype: str) -> Encoding:
             return Encoding(self.facts, self.encoder, lambda batch: self.embedder(**batch), tokens, dtype)
 
         queries = encode_stored(task, "query", store / "queries", encoding("float32"))
         corpus = encode_stored(task, "passage", store / "corpus", encoding(settings.embedding_dtype))
-        return open_stored(queries, corpus, task, memory_gib or settings.shard_memory_gib, checked=True)
+        opened = open_stored(queries, corpus, task, memory_gib or settings.shard_memory_gib, checked=True)
+        return *opened, text_lengths(self.encoder, at_limit_in(queries), at_limit_in(corpus))

@@ -88,11 +88,11 @@ class Store:
     def record_file(self, part: int) -> Path:
         return self.directory / f"part_{part:05d}.json"
 
-    def write(self, part: int, vectors: np.ndarray, name: Callable[[int], str]) -> None:
+    def write(self, part: int, vectors: np.ndarray, name: Callable[[int], str], **facts: Any) -> None:
         """Store the vectors [n, D] (float32) of a part, whole or not at all.
 
-        `name` turns a row of the table into words. Raises DataError: another shape, NaN or infinity (also where the stored
-        type can't hold a number), naming the rows.
+        `name` turns a row of the table into words; `facts` (JSON) go into the part's record. Raises DataError: another shape, NaN
+        or infinity (also where the stored type can't hold a number), naming the rows.
         """
         first, end = self.span(part)
         if vectors.shape != (end - first, self.dimensions):
@@ -113,8 +113,13 @@ class Store:
             "sha256": hashlib.sha256(np.ascontiguousarray(stored).data.cast("B")).hexdigest(),
             "largest_norm": float(norms.max(initial=0.0)),
             "identity": self.identity,
+            **facts,
         }
         write_json(self.record_file(part), record)
+
+    def fact(self, part: int, key: str) -> Any:
+        """What `write` was told of a finished part; None where it wasn't."""
+        return read_json(self.record_file(part)).get(key)
 
     def finished(self, part: int) -> bool:
         """Whether a part has its record. It may be damaged: see `damage`."""

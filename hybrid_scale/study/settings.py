@@ -41,6 +41,8 @@ HeldEqual = Literal[
     "data.evaluate",
     "data.max_query_tokens",
     "data.max_passage_tokens",
+    "evaluation.max_query_tokens",
+    "evaluation.max_passage_tokens",
     "sampler.global_batch",
     "sampler.hard_negatives",
     "training.max_steps",

@@ -23,7 +23,7 @@ from hybrid_scale.errors import ConfigError, HybridScaleError, describe, explain
 from hybrid_scale.model.acceptance import accept
 from hybrid_scale.model.embedder import Embedder
 from hybrid_scale.model.load import load_embedder
-from hybrid_scale.runs import RunDirectory, write_json
+from hybrid_scale.runs import RunDirectory, read_json, write_json
 from hybrid_scale.signals import EXIT_CODE, LISTENER, NOTICE, REQUESTS
 from hybrid_scale.train import checkpoint, resume
 from hybrid_scale.train.batches import open_training_data
@@ -67,9 +67,18 @@ def train(config: RunConfig, evaluate: Evaluate) -> None:
 
 def is_finished(run: RunDirectory, config: RunConfig) -> bool:
     """Whether nothing is left of this run: trained to its last step and scored on every set, as its status says."""
-    scored = all(run.evaluation_file(Path(directory).name).is_file() for directory in config.data.evaluate)
+    scored = all(_is_scored(run.evaluation_file(Path(directory).name), config) for directory in config.data.evaluate)
     status = run.status()
     return status["status"] == "done" and status.get("step", 0) >= config.training.max_steps and scored and bool(complete(run))
+
+
+def _is_scored(file: Path, config: RunConfig) -> bool:
+    """Whether the file is there, and of the text lengths that the config states."""
+    if not file.is_file():
+        return False
+    lengths, stated = read_json(file).get("text_lengths"), config.evaluation
+    asked = {key: getattr(stated, key) for key in ("max_query_tokens", "max_passage_tokens")}
+    return not lengths or all(tokens in (None, lengths[key]) for key, tokens in asked.items())
 
 
 def _train_or_say_why(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopRequest) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hybrid_scale.data.text import load_text_encoder
+from hybrid_scale.data.text import for_evaluation, load_text_encoder
 from hybrid_scale.model.export import save_trained
 from hybrid_scale.model.load import load_embedder
 from hybrid_scale.model.tiny import write_model, write_tokenizer
@@ -59,7 +59,8 @@ def spread(model: torch.nn.Module) -> None:
 
 def trained(base: Path, folder: Path, facts: dict[str, Any] | None = None, **model: Any) -> Trained:
     """A run's checkpoint with an adapter (or full weights) as far from its start as after real training."""
-    config = make_config(base.parent, model={"base": str(base), **model})
+    lengths = {"max_query_tokens": 32, "max_passage_tokens": 64}
+    config = make_config(base.parent, model={"base": str(base), **model}, evaluation=lengths)
     embedder = load_embedder(config.model, seed=1)
     generator = torch.Generator().manual_seed(5)
     weights = {}
@@ -67,7 +68,7 @@ def trained(base: Path, folder: Path, facts: dict[str, Any] | None = None, **mod
         if parameter.requires_grad:
             weights[name] = parameter.detach() + 0.05 * torch.randn(parameter.shape, generator=generator)
     save_trained(embedder, weights, folder / "adapter")
-    return Trained(config, folder / "adapter", 3, load_text_encoder(config), **(facts or {}))
+    return Trained(config, folder / "adapter", 3, for_evaluation(load_text_encoder(config), config.evaluation), **(facts or {}))
 
 
 def our_vectors(run: Trained, role: Any, limit: int | None = None) -> np.ndarray:

@@ -79,12 +79,12 @@ def test_the_card_is_yaml_and_says_what_was_done(base, tmp_path):
         "| map | 0.2500 | 0.5000 |",
         "| mono_map | - | - |",
         '| query prompt | "a \\| b\\n" |',
-        "| longest query, passage (tokens) | 32, 64 |",
+        "| longest query, passage in training (tokens) | 32, 64 |",
         "Fingerprint of the training data: `f1n9er`.",
     ):
         assert f"\n{line}\n" in body
     assert "rounded to bfloat16 once" in body
-    assert "cut at 32 in training" in body
+    assert "Queries are cut at 32" in body
     assert str(base) not in card
     plain = model_card(Trained(run.config, *rest(run)), "adapter", Merging("float32"))
     assert "## Scores" not in plain

@@ -19,6 +19,7 @@ from tests.ranks import run_ranks
 from tests.train.setup import make_config, write_inputs
 
 LANGUAGES, GROUPS = ("en", "de"), 20
+POINT = "step_00000002-q512-p512"
 
 
 def train_on_this_rank(tree: str) -> bool:
@@ -63,20 +64,21 @@ def stamps(store: Path) -> dict[str, int]:
 def test_a_run_is_encoded_once_and_scores_as_in_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunDirectory(folder / "run")
     result = scored(folder, "--run", str(run.path))
-    store = run.embeddings / "set" / "step_00000002"
+    store = run.embeddings / "set" / POINT
     before = stamps(store)
     assert before
     assert result["metrics"] == pytest.approx(read_json(run.evaluation_file("set"))["metrics"], abs=0.02)
     assert scored(folder, "--run", str(run.path)) == result
     assert stamps(store) == before
     assert result.pop("in_domain") == {"verdict": None, "sources": []}
+    assert result.pop("text_lengths") == read_json(run.evaluation_file("set"))["text_lengths"]
     given = scored(folder, "--embeddings", str(store))
     assert (given.pop("similarity"), given.pop("passage_lengths")) == ("inner_product", None)
     assert given == result
     (store / "corpus" / "part_00000.npy").write_bytes(b"")
     capsys.readouterr()
     again = scored(folder, "--run", str(run.path))
-    assert again == {**result, "in_domain": again["in_domain"]}
+    assert again == {**result, "in_domain": again["in_domain"], "text_lengths": again["text_lengths"]}
     assert "part_00000.npy has 0 bytes for 16 vectors: truncated" in capsys.readouterr().err
     assert (folder / "out.parquet").is_file()
 
@@ -91,11 +93,11 @@ def test_stored_vectors_need_no_model(folder: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("hybrid_scale.retrieval.scored_model.load_embedder", loaded)
     assert scored(folder, "--run", str(run.path)) == result
-    store = str(run.embeddings / "set" / "step_00000002")
+    store = str(run.embeddings / "set" / POINT)
     common = [str(folder / "set"), "--config", str(run.config_file), "--store", store, "--out", str(folder / "other.json")]
     assert main(common) == 2
     assert "these are embeddings of something else: model.trained: " in capsys.readouterr().err
-    (run.embeddings / "set" / "step_00000002" / "corpus" / "part_00000.json").unlink()
+    (run.embeddings / "set" / POINT / "corpus" / "part_00000.json").unlink()
     with pytest.raises(AssertionError, match="the model was loaded"):
         main([str(folder / "set"), "--run", str(run.path), "--out", str(folder / "other.json")])
 
@@ -114,8 +116,8 @@ def test_a_run_on_a_set_in_parts(folder: Path, tmp_path: Path) -> None:
     assert whole["in_domain"] == alone["in_domain"]
     stores = run.embeddings / "forums"
     assert sorted(path.relative_to(stores).as_posix() for path in stores.glob("*/*/corpus")) == [
-        "step_00000002/gis/corpus",
-        "step_00000002/tex/corpus",
+        f"{POINT}/gis/corpus",
+        f"{POINT}/tex/corpus",
     ]
 
 
@@ -123,8 +125,28 @@ def test_the_best_checkpoint(folder: Path) -> None:
     run = RunDirectory(folder / "run")
     best = read_json(run.checkpoints / "best")
     result = scored(folder, "--run", str(run.path), "--best")
-    assert (run.embeddings / "set" / best["folder"] / "corpus" / "manifest.json").is_file()
+    assert (run.embeddings / "set" / f"{best['folder']}-q512-p512" / "corpus" / "manifest.json").is_file()
     assert result["metrics"]["multi_map"] == pytest.approx(best["value"], abs=0.02)
+
+
+def test_other_lengths_are_other_vectors(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten tokens cut every query; they get a store and a result of their own, and the first one stays."""
+    run = RunDirectory(folder / "run")
+    whole = scored(folder, "--run", str(run.path))
+    assert whole["text_lengths"] == text_limits(512, 512, 0, 0)
+    kept = stamps(run.embeddings / "set" / POINT)
+    cut = scored(folder, "--run", str(run.path), "--max-query-tokens", "10", "--max-passage-tokens", "12")
+    assert cut["text_lengths"] == text_limits(10, 12, 40, cut["text_lengths"]["passages_at_limit"])
+    assert cut["metrics"] != whole["metrics"]
+    assert "texts cut at 10 (queries) and 12 (passages) tokens: 40 queries" in capsys.readouterr().out
+    assert stamps(run.embeddings / "set" / POINT) == kept
+    with pytest.raises(SystemExit):
+        main([str(folder / "set"), "--embeddings", "x", "--max-query-tokens", "9", "--out", str(folder / "out.json")])
+
+
+def text_limits(query: int, passage: int, queries: int, passages: int) -> dict[str, int]:
+    limits = {"max_query_tokens": query, "max_passage_tokens": passage}
+    return {**limits, "queries_at_limit": queries, "passages_at_limit": passages}
 
 
 def test_what_the_door_refuses(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,5 +173,5 @@ def test_what_the_door_refuses(folder: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_an_untrained_base_is_kept_in_the_runs_folder(folder: Path) -> None:
     result = scored(folder, "--config", str(RunDirectory(folder / "run").config_file))
-    assert (folder / "run" / "embeddings" / "set" / "base" / "queries" / "part_00000.npy").is_file()
+    assert (folder / "run" / "embeddings" / "set" / "base-q512-p512" / "queries" / "part_00000.npy").is_file()
     assert result["queries"] == 40

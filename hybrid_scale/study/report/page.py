@@ -255,6 +255,8 @@ def _about(plan: Plan, task: str) -> str:
             if languages:
                 sizes.append(f"{len(languages)} {'language' if len(languages) == 1 else 'languages'} ({' '.join(languages)})")
             scored = content.get("protocol") or {}
+            if lengths := content.get("text_lengths"):
+                sizes.append(f"texts cut at {lengths['max_query_tokens']} / {lengths['max_passage_tokens']} tokens")
             return "; ".join(filter(None, (", ".join(sizes), f"scored by the protocol {scored['name']}" if scored else "")))
     return ""
 

@@ -40,8 +40,9 @@ class Collected:
     values: pd.DataFrame
     """One row a measured value (VALUE_COLUMNS). `language` is null for a mean over languages; `passage_language` is set in
     the matrices alone; `final` tells the evaluation of the finished model from those during training; `protocol` is the name of
-    that by which it was scored (protocols.py), `beir` of the set of BEIR that the task is (null: none); `chance_level` is what a
-    random order would score (null: not stated); `doubt` says why a value must not count (null: nothing speaks against it)."""
+    that by which it was scored (protocols.py), `beir` of the set of BEIR that the task is (null: none); `cut` the tokens at which
+    queries and passages were cut; `chance_level` is what a random order would score (null: not stated); `doubt` says why a value
+    must not count (null: nothing speaks against it)."""
     curves: pd.DataFrame
     """One row a logged step (CURVE_COLUMNS)."""
     beir: BeirMean | None = None
@@ -71,7 +72,8 @@ def collect(plan: Plan) -> Collected:
     """Read every run of the plan. What is wrong with a run is in its row: `status` "broken" with its `reason`, or `notes`."""
     found = [_read(plan, run) for run in plan.runs]
     _doubt_other_data(found)
-    _doubt_other_protocols(found)
+    _doubt_others(found, "protocol", "runs are compared under one protocol, and most results of {} were scored by {}")
+    _doubt_others(found, "cut", "runs are compared at one length of texts (query/passage), and most results of {} state {}")
     labels = groups(plan, [read.config for read in found])
     rows = [_run_row(plan, run, read, group, series) for run, read, (group, series) in zip(plan.runs, found, labels, strict=True)]
     values = [row for read in found for row in read.values]
@@ -156,19 +158,21 @@ def _doubt_other_data(found: Sequence[_Read]) -> None:
             read.values = [{**row, "doubt": row["doubt"] or doubt} for row in read.values]
 
 
-def _doubt_other_protocols(found: Sequence[_Read]) -> None:
-    """Results of one set that were scored by another protocol than most of them: they are numbers of something else."""
-    scored: dict[str, Counter[str]] = defaultdict(Counter)
+def _doubt_others(found: Sequence[_Read], column: str, rule: str) -> None:
+    """Results of one set that were made in another way than most of them: they are numbers of something else.
+
+    `column` of the values tells the way; `rule` says to a person what it is, of the set and the usual way.
+    """
+    ways: dict[str, Counter[str]] = defaultdict(Counter)
     for read in found:
-        for task, protocol in {(row["task"], row["protocol"]) for row in read.values if not row["doubt"]}:
-            scored[task][protocol] += 1
+        for task, way in {(row["task"], row[column]) for row in read.values if not row["doubt"]}:
+            ways[task][way] += 1
     for read in found:
         for task in dict.fromkeys(row["task"] for row in read.values):
-            usual = scored[task].most_common(1)
-            others = [row for row in read.values if row["task"] == task and not row["doubt"] and row["protocol"] != usual[0][0]]
+            usual = ways[task].most_common(1)
+            others = [row for row in read.values if row["task"] == task and not row["doubt"] and row[column] != usual[0][0]]
             if others:
-                rule = f"runs are compared under one protocol, and most results of {task} were scored by {usual[0][0]}"
-                doubt = describe(task, f"protocol {others[0]['protocol']}", rule, AGAIN)
+                doubt = describe(task, f"{column} {others[0][column]}", rule.format(task, usual[0][0]), AGAIN)
                 read.notes.append(doubt)
                 read.values = [{**row, "doubt": doubt} if row in others else row for row in read.values]
 

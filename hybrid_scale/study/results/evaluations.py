@@ -16,7 +16,7 @@ from hybrid_scale.runs import read_json
 from hybrid_scale.study.results.queries import contradiction, read_queries
 
 VALUE_COLUMNS = (
-    *("run", "task", "step", "final", "protocol", "beir", "metric", "language", "passage_language"),
+    *("run", "task", "step", "final", "protocol", "cut", "beir", "metric", "language", "passage_language"),
     *("value", "chance_level", "doubt"),
 )
 AGAIN = "It doesn't count: delete it and evaluate the run again."
@@ -32,13 +32,13 @@ def evaluation_rows(run: str, file: Path, notes: list[str]) -> list[dict[str, An
             raise ValueError(f"the file says it is of task {content['task']}, step {content.get('step')}")
         about = {"run": run, "task": content["task"], "step": content.get("step"), "final": final}
         rule, doubt = protocol_stated(content, file.name)
-        measured = list(_measured(content))
+        cut, measured = _cut(content), list(_measured(content))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(describe(str(file), error, "not an evaluation file", "Evaluate the run again.")) from None
     doubt = doubt or (_doubt(file, content) if final else None)
     if doubt and final:
         notes.append(doubt)
-    about |= {"protocol": rule, "beir": _set_of_beir(content)}
+    about |= {"protocol": rule, "cut": cut, "beir": _set_of_beir(content)}
     return [{**about, **row, "doubt": doubt} for row in measured]
 
 
@@ -46,6 +46,12 @@ def _set_of_beir(content: Mapping[str, Any]) -> str | None:
     """Earlier versions don't state the set's `evaluation`: its name tells."""
     evaluation = content["evaluation"] if "evaluation" in content else f"beir/{content['task']}"
     return beir_member(evaluation, len(content.get("parts") or ()))
+
+
+def _cut(content: Mapping[str, Any]) -> str:
+    """`512/512`: the tokens at which queries and passages were cut; a result of an older version doesn't say."""
+    lengths = content.get("text_lengths")
+    return f"{lengths['max_query_tokens']}/{lengths['max_passage_tokens']}" if lengths else "unstated"
 
 
 def protocol_stated(content: Mapping[str, Any], where: str) -> tuple[str, str | None]:
