@@ -46,11 +46,23 @@ class DataSettings(Section):
     train: str
     """Prepared pairs (`launch/prepare.py`)."""
     evaluate: tuple[str, ...] = ()
-    """Prepared retrieval sets, scored at the end and every `training.evaluate_every_steps`."""
+    """Prepared retrieval sets, scored at the end; also every `training.evaluate_every_steps` where `evaluate_during` is empty."""
+    evaluate_during: tuple[str, ...] = ()
+    """Small development sets for learning curves: scored in place of those every `training.evaluate_every_steps`, and at the
+    end."""
     max_query_tokens: Positive = 64
     max_passage_tokens: Positive = 256
     """Longest query and passage of the training in tokens, prompt and end token included; longer texts are cut and counted.
     What is scored is cut elsewhere: `evaluation.max_query_tokens`, `evaluation.max_passage_tokens`."""
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """Every set that the run scores by itself, once."""
+        return tuple(dict.fromkeys((*self.evaluate, *self.evaluate_during)))
+
+    def scored_at(self, step: int | None) -> tuple[str, ...]:
+        """The sets that are scored after `step` steps; None: at the end."""
+        return self.scored if step in (None, 0) else self.evaluate_during or self.evaluate
 
 
 class SamplerSettings(Section):
@@ -339,8 +351,13 @@ class RunConfig(Section):
                         "Raise it, or lower data.max_passage_tokens.",
                     )
                 )
-        if self.training.keep_best and not self.data.evaluate:
+        if self.training.keep_best and not self.data.scored:
             raise ConfigError(describe("training.keep_best", self.training.keep_best, "needs a retrieval set in data.evaluate"))
+        if self.data.evaluate_during and self.training.evaluate_every_steps is None:
+            rule = "these sets are scored every training.evaluate_every_steps"
+            raise ConfigError(
+                describe("data.evaluate_during", list(self.data.evaluate_during), rule, "Set that number of steps.")
+            )
         if self.optimizer.warmup_steps >= self.training.max_steps and self.optimizer.warmup_steps:
             raise ConfigError(
                 describe(

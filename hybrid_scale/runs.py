@@ -85,7 +85,7 @@ def check_writable(*files: Path) -> None:
 
 
 FREE = {
-    *("run.name", "run.directory", "data.evaluate", "model.gradient_checkpointing", "loss.max_logits"),
+    *("run.name", "run.directory", "data.evaluate", "data.evaluate_during", "model.gradient_checkpointing", "loss.max_logits"),
     *("data.train", "model.base", "model.revision"),
 }
 """Settings that can't change a run's curve by more than rounding (`training.*` but max_steps, and `evaluation.*`, as well), or

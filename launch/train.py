@@ -41,17 +41,18 @@ def evaluate(config: RunConfig, run: RunDirectory, encoder: TextEncoder, engine:
 
 def check_sets(config: RunConfig) -> None:
     """Open what will be scored when the training is over. Raises DataError; ConfigError for names that collide or are unknown."""
-    names = [Path(directory).name for directory in config.data.evaluate]
-    for directory in config.data.evaluate:
+    names = [Path(directory).name for directory in config.data.scored]
+    for directory in config.data.scored:
         open_sets(directory)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         rule = "results are kept by the folder's name, and these stand for two sets"
         raise ConfigError(describe("data.evaluate", twice, rule, "Rename one, or leave it out."))
     best = config.training.keep_best
-    if best and best.partition(":")[0] not in names:
+    judged = [Path(directory).name for directory in config.data.scored_at(1)]
+    if best and best.partition(":")[0] not in judged:
         raise ConfigError(
-            describe("training.keep_best", best, "no such set in data.evaluate", nearest(best.partition(":")[0], names))
+            describe("training.keep_best", best, "no such set is scored during training", nearest(best.partition(":")[0], judged))
         )
 
 

@@ -95,6 +95,17 @@ def test_message(tree, message):
     assert message in refusal(tree)
 
 
+def test_sets_for_curves_are_scored_on_the_way_and_the_others_at_the_end() -> None:
+    data = {"train": "t", "evaluate": ["a", "b"], "evaluate_during": ["dev", "b"]}
+    tree = {"data": data, "model": {"base": "x"}, "training": {"max_steps": 4, "evaluate_every_steps": 2}}
+    found = validate(RunConfig, tree, "test").data
+    assert [found.scored_at(step) for step in (0, 2, None)] == [("a", "b", "dev"), ("dev", "b"), ("a", "b", "dev")]
+    plain = validate(RunConfig, {**tree, "data": {**data, "evaluate_during": []}}, "test").data
+    assert [plain.scored_at(step) for step in (0, 2, None)] == [("a", "b")] * 3
+    with pytest.raises(ConfigError, match=r"scored every training\.evaluate_every_steps"):
+        validate(RunConfig, {**tree, "training": {"max_steps": 4}}, "test")
+
+
 def test_every_mistake_is_listed_at_once():
     message = refusal(changed(model={"polling": "x"}, sampler={"alpha": -1}))
     assert "model.polling" in message

@@ -116,7 +116,10 @@ def _write_adapter(trained: Trained, folder: Path, merging: Merging) -> None:
 def portable_config(trained: Trained) -> RunConfig:
     """The run's config without the paths of its machine, except that of a base which has no name on the Hub."""
     config = trained.config
-    data = {"train": Path(config.data.train).name, "evaluate": tuple(Path(path).name for path in config.data.evaluate)}
+    data = {
+        "train": Path(config.data.train).name,
+        **{key: tuple(Path(path).name for path in getattr(config.data, key)) for key in ("evaluate", "evaluate_during")},
+    }
     return config.model_copy(
         update={
             "run": config.run.model_copy(update={"directory": f"runs/{config.run.name}"}),

@@ -22,7 +22,8 @@ from hybrid_scale.runs import RunDirectory, read_json, write_json
 
 
 def evaluate_run(config: RunConfig, run: RunDirectory, encoder: TextEncoder, embed: Embed, step: int | None) -> None:
-    """Score every set of `data.evaluate` and write `eval/SET.json` (or `.step-N.json`). Collective.
+    """Score the sets that are due after `step` steps (DataSettings.scored_at). Collective. Writes `eval/SET.json`, or
+    `SET.step-N.json`.
 
     `encoder`: the training's; the evaluation's lengths are put in here.
     """
@@ -31,7 +32,7 @@ def evaluate_run(config: RunConfig, run: RunDirectory, encoder: TextEncoder, emb
     def score_one(task: RetrievalSet, per_query_file: Path | None) -> dict[str, Any]:
         return score(task, config, encoder, embed, per_query_file, run.embeddings)
 
-    for directory in config.data.evaluate:
+    for directory in config.data.scored_at(step):
         path = run.evaluation_file(Path(directory).name, step)
         per_query_file = path.with_suffix(".parquet") if step is None else None
         result = score_all(directory, score_one, per_query_file, dist.first_rank_does)

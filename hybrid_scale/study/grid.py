@@ -81,7 +81,7 @@ def primary_family(config: StudyConfig, runs: Sequence[PlannedRun], where: str) 
 
 def evaluated(config: StudyConfig, runs: Sequence[PlannedRun]) -> tuple[str, ...]:
     """Folders of all retrieval sets that these runs are scored on, by the training or after it."""
-    return tuple(dict.fromkeys((*(name for run in runs for name in run.config.data.evaluate), *config.evaluate)))
+    return tuple(dict.fromkeys((*(name for run in runs for name in run.config.data.scored), *config.evaluate)))
 
 
 def plan_study(path: Path, settings: Sequence[str] = ()) -> Plan:
@@ -276,7 +276,7 @@ def _refuse_equal_runs(runs: Sequence[PlannedRun], where: str) -> None:
 
 def _refuse_scored_twice(config: StudyConfig, runs: Sequence[PlannedRun], where: str) -> None:
     later = {Path(name).name: name for name in config.evaluate}
-    for name in dict.fromkeys(name for run in runs for name in run.config.data.evaluate):
+    for name in dict.fromkeys(name for run in runs for name in run.config.data.scored):
         if Path(name).name in later:
             rule = f"the training scores {name} itself (data.evaluate) and writes the same file"
             raise ConfigError(describe(f"{where}: evaluate", later[Path(name).name], rule, "Leave it to one of them."))

@@ -39,6 +39,7 @@ SlurmMemory = Annotated[str, Field(pattern=r"^\d+[KMGT]?$")]
 HeldEqual = Literal[
     "data.train",
     "data.evaluate",
+    "data.evaluate_during",
     "data.max_query_tokens",
     "data.max_passage_tokens",
     "evaluation.max_query_tokens",

@@ -101,6 +101,12 @@ def plan_step(data: TrainingData, config: RunConfig, world: int, step: int) -> S
     return Step(batch, plan)
 
 
+def real_tokens(data: TrainingData, step: int) -> int:
+    """Tokens of the texts of step `step`, on however many ranks: those of its record (`real_tokens`), without a plan."""
+    batch = data.sampler.batch(step)
+    return int(data.query_lengths[batch.queries].sum() + data.passage_lengths[batch.passages].sum())
+
+
 def build_share(data: TrainingData, step: Step, rank: int) -> Share:
     """Tokens of the texts that `rank` embeds, on the CPU. A micro-batch without texts gets a dummy of one token."""
     plan = step.plan

@@ -14,7 +14,7 @@ from hybrid_scale import dist, gpu
 from hybrid_scale.config import RunConfig
 from hybrid_scale.errors import RunError
 from hybrid_scale.runs import RunDirectory
-from hybrid_scale.train.batches import Ahead, Step, TrainingData
+from hybrid_scale.train.batches import Ahead, Step, TrainingData, real_tokens
 from hybrid_scale.train.checkpoint import Checkpoints
 from hybrid_scale.train.engine import Engine
 from hybrid_scale.train.failure import Failure, describe_failure, names_of, ranks_of, texts_of, write_failure
@@ -45,6 +45,8 @@ class Trainer:
     watch: Watch
     _started: float = field(default_factory=time.monotonic)
     _saving: float = 0.0
+    _tokens: int = 0
+    """Real tokens of all steps up to now, on rank 0, also of those before this start."""
     _since_logged: list[float] = field(default_factory=lambda: [0.0] * len(RATES))
 
     def __post_init__(self) -> None:
@@ -57,12 +59,14 @@ class Trainer:
         training = self.config.training
         self._started = time.monotonic()
         self.stop.stands(first_step)
+        self._tokens = sum(real_tokens(self.data, step) for step in range(first_step)) if dist.rank() == 0 else 0
         for step in range(first_step, training.max_steps):
             record = self._one_step(step)
             self._since_logged = [a + record[key] for a, key in zip(self._since_logged, RATES, strict=True)]
             done = step + 1
             self.watch.at(done, "logging")
-            if done % training.log_every_steps == 0 or done == training.max_steps:
+            self._tokens += record["real_tokens"]
+            if done % training.log_every_steps == 0 or done == training.max_steps or self._evaluation_due(done):
                 self._log(record, first_step)
             if self._save_due(done):
                 self._save(done)
@@ -166,7 +170,7 @@ class Trainer:
         """Metrics file, trackers and the progress line, on rank 0."""
         if dist.rank() != 0:
             return
-        self.run.append_metrics(record)
+        self.run.append_metrics({**record, "total_real_tokens": self._tokens})
         self.track(
             {key: record[key] for key in ("loss", "learning_rate", "gradient_norm", "seconds", "peak_gib")}, record["step"]
         )

@@ -67,7 +67,7 @@ def train(config: RunConfig, evaluate: Evaluate) -> None:
 
 def is_finished(run: RunDirectory, config: RunConfig) -> bool:
     """Whether nothing is left of this run: trained to its last step and scored on every set, as its status says."""
-    scored = all(_is_scored(run.evaluation_file(Path(directory).name), config) for directory in config.data.evaluate)
+    scored = all(_is_scored(run.evaluation_file(Path(directory).name), config) for directory in config.data.scored)
     status = run.status()
     return status["status"] == "done" and status.get("step", 0) >= config.training.max_steps and scored and bool(complete(run))
 

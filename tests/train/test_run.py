@@ -145,6 +145,10 @@ def test_resume_on_another_number_of_ranks(folder, tmp_path):
     stop_after(parts, 2)
     assert run_ranks(train_on_this_rank, 4, parts.model_dump_json()) == [True] * 4
     assert losses(parts) == pytest.approx(losses(whole), abs=5e-5)
+    records = RunDirectory(parts.run.directory).metrics()
+    seen = [record["total_real_tokens"] for record in records]
+    assert seen == np.cumsum([record["real_tokens"] for record in records]).tolist(), "tokens go on from the stop"
+    assert seen == [record["total_real_tokens"] for record in RunDirectory(whole.run.directory).metrics()]
 
 
 def test_when_things_happen(folder, tmp_path):
@@ -152,7 +156,7 @@ def test_when_things_happen(folder, tmp_path):
     config = run_config(
         folder,
         tmp_path / "run",
-        training={"evaluate_every_steps": 2, "save_every_steps": 2, "trackers": ["tensorboard"]},
+        training={"evaluate_every_steps": 2, "save_every_steps": 2, "log_every_steps": 5, "trackers": ["tensorboard"]},
         evaluation={"before_training": True},
     )
     noted = tmp_path / "evaluated"
@@ -164,7 +168,7 @@ def test_when_things_happen(folder, tmp_path):
     assert manifest["world_size"] == 1
     assert manifest["data"]["fingerprint"] == json.loads((folder / "train" / "manifest.json").read_text())["fingerprint"]
     record = run.metrics()[-1]
-    assert record["step"] == 6
+    assert [each["step"] for each in run.metrics()] == [2, 4, 5, 6], "every fifth, the last, and where something is scored"
     assert record["pairs"] == 16
     assert record["real_tokens"] <= record["padded_tokens"] <= record["lockstep_tokens"]
     assert list(run.path.rglob("events.out.tfevents*"))

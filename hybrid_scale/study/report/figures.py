@@ -57,16 +57,40 @@ def _progress(collected: Collected, task: str, key: str, panel: str, metric: Met
     """A metric over the steps at which it was measured; nothing where that was once or twice."""
     values = collected.values
     rows = values[(values["task"] == task) & (values["metric"] == metric.key) & values["language"].isna()]
-    rows = rows[rows["doubt"].isna() & rows["step"].notna()]
-    rows = rows.sort_values(["run", "step", "final"]).drop_duplicates(["run", "step"], keep="last")
+    rows = rows[rows["doubt"].isna()].merge(collected.runs[["run", "steps"]], on="run")
+    of_last = rows["step"].isna() & rows["final"]
+    rows["step"] = rows["step"].astype("float64").mask(of_last, rows["steps"])
+    rows = rows.dropna(subset=["step"]).sort_values(["run", "step", "final"]).drop_duplicates(["run", "step"], keep="last")
     runs = collected.runs[collected.runs["panel"] == panel]
-    table = rows.merge(runs[["run", "arm", "seed"]], on="run")[["arm", "seed", "step", "value"]]
+    table = rows.merge(runs[["run", "arm", "seed", "flops_a_token"]], on="run")
+    table = table[["run", "arm", "seed", "step", "flops_a_token", "value"]].astype({"step": int})
     if table["step"].nunique() < 3:
         return None
     title = f"{metric.label} on {task} during training" + (f", {panel}" if panel else "")
-    caption = "Thin lines: single seeds; thick: means. Runs that aren't finished are drawn as far as they got."
-    table = table.rename(columns={"value": metric.key}).astype({"step": int})
-    return curves(key, title, caption, table, metric.key, metric.label, look)
+    table = table.rename(columns={"value": metric.key})
+    cost = _with_cost(table, collected.curves)
+    if cost is None:
+        caption = "Thin lines: single seeds; thick: means. Runs that aren't finished are drawn as far as they got."
+        return curves(key, title, caption, table[["arm", "seed", "step", metric.key]], metric.key, metric.label, look)
+    caption = (
+        "Arms at equal cost: real tokens trained on, and above them the operations that their gradients need (forward and "
+        "backward, nothing computed again). Thin lines: single seeds; thick: means. Runs that aren't finished are drawn as far "
+        "as they got."
+    )
+    flops = cost["training_flops"].sum() / cost["real_tokens"].sum() if cost["training_flops"].notna().all() else None
+    columns = ["arm", "seed", "step", "real_tokens", "training_flops", metric.key]
+    return curves(key, title, caption, cost[columns], metric.key, metric.label, look, "real_tokens", flops)
+
+
+def _with_cost(table: pd.DataFrame, logged: pd.DataFrame) -> pd.DataFrame | None:
+    """`table` with `real_tokens` and `training_flops` up to each of its steps; None where a step's log doesn't tell."""
+    known = logged[["run", "step", "total_real_tokens"]].dropna().drop_duplicates(["run", "step"], keep="last")
+    known = known.rename(columns={"total_real_tokens": "real_tokens"}).astype({"step": int, "real_tokens": "float64"})
+    joined = table.merge(known, on=["run", "step"], how="left")
+    joined.loc[joined["step"] == 0, "real_tokens"] = 0.0
+    if joined["real_tokens"].isna().any():
+        return None
+    return joined.assign(training_flops=joined["real_tokens"] * joined["flops_a_token"])
 
 
 def _matrix_plots(values: pd.DataFrame, name: str, key: str, title: str, caption: str) -> tuple[Plot, ...]:

@@ -3,6 +3,7 @@
 Draws what it is given; which runs count was decided in `scores`.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -91,8 +92,22 @@ def _luminance(colour: np.ndarray) -> float:
     return float(channels @ (0.2126, 0.7152, 0.0722))
 
 
-def curves(key: str, title: str, caption: str, table: pd.DataFrame, y: str, label: str, look: Mapping[str, Look]) -> Plot | None:
-    """`y` over steps. `table`: arm, seed, step, y. Thin lines: seeds; thick: the arm's running mean; names at the ends."""
+X_LABELS = {"step": "step", "real_tokens": "real tokens trained on"}
+
+
+def curves(
+    key: str,
+    title: str,
+    caption: str,
+    table: pd.DataFrame,
+    y: str,
+    label: str,
+    look: Mapping[str, Look],
+    x: str = "step",
+    flops: float | None = None,
+) -> Plot | None:
+    """`y` over `x` (step or real_tokens). `table`: arm, seed, step, x, y. Thin lines: seeds; thick: the arm's running mean, over
+    steps; names at the ends. `flops`: operations a token, for a second axis above."""
     table = table.dropna(subset=[y])
     if table.empty:
         return None
@@ -101,15 +116,18 @@ def curves(key: str, title: str, caption: str, table: pd.DataFrame, y: str, labe
         for arm, rows in table.groupby("arm", sort=False):
             colour = look[str(arm)].colour
             for _, of_seed in rows.groupby("seed"):
-                axes.plot(of_seed["step"], of_seed[y], color=colour, alpha=0.3, linewidth=0.9)
-            mean = rows.groupby("step")[y].mean()
-            smooth = mean.rolling(max(1, len(mean) // 25), min_periods=1, center=True).mean()
-            axes.plot(smooth.index, smooth, color=colour, marker=look[str(arm)].marker if len(smooth) <= 20 else "", markersize=5)
-            ends.append((str(arm), float(smooth.index[-1]), float(smooth.iloc[-1])))
-        axes.set(xlabel="step", ylabel=label)
+                axes.plot(of_seed[x], of_seed[y], color=colour, alpha=0.3, linewidth=0.9)
+            mean = rows.assign(at=rows[x]).groupby("step")[["at", y]].mean()
+            smooth = mean[y].rolling(max(1, len(mean) // 25), min_periods=1, center=True).mean()
+            axes.plot(mean["at"], smooth, color=colour, marker=look[str(arm)].marker if len(smooth) <= 20 else "", markersize=5)
+            ends.append((str(arm), float(mean["at"].iloc[-1]), float(smooth.iloc[-1])))
+        axes.set(xlabel=X_LABELS[x], ylabel=label)
+        if flops:
+            to_flops, to_tokens = functools.partial(np.multiply, flops), functools.partial(np.multiply, 1 / flops)
+            axes.secondary_xaxis("top", functions=(to_flops, to_tokens)).set_xlabel("training FLOPs")
         axes.margins(x=0.01)
         keep_apart(axes, ends, look)
-        axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= table["step"].max()])  # none below the names
+        axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= table[x].max()])  # none below the names
         drawn = svg.inline(figure, key, title, caption)
     return Plot(key, title, caption, drawn, table)
 

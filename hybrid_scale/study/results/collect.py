@@ -23,7 +23,7 @@ from hybrid_scale.study.results.beir import BeirMean, beir_mean, mean_rows
 from hybrid_scale.study.results.evaluations import AGAIN, VALUE_COLUMNS, evaluation_rows
 from hybrid_scale.study.results.usage import COST_COLUMNS, cost
 
-CURVE_COLUMNS = ("run", "step", "loss", "learning_rate", "gradient_norm", "seconds")
+CURVE_COLUMNS = ("run", "step", "total_real_tokens", "loss", "learning_rate", "gradient_norm", "seconds")
 NUMBERS = ("alpha", "size", "lora_rank", *(name for name, kind in COST_COLUMNS.items() if kind is float))
 """Columns of `runs` that are float64 even where no run has one."""
 CHANGED = (
@@ -197,7 +197,7 @@ def _missing(plan: Plan, run: PlannedRun, read: _Read) -> Iterator[str]:
     """What a finished run lacks."""
     if read.status.get("status") != "done":
         return
-    wanted = dict.fromkeys(Path(name).name for name in (*read.config.data.evaluate, *plan.config.evaluate))
+    wanted = dict.fromkeys(Path(name).name for name in (*read.config.data.scored, *plan.config.evaluate))
     present = {row["task"] for row in read.values if row["final"]}
     failed = _or(read.notes, lambda: failures(RunDirectory(run.directory)), {})
     for task in wanted:

@@ -13,20 +13,24 @@ from typing import Any
 from hybrid_scale.config import RunConfig
 from hybrid_scale.errors import HybridScaleError, ModelError
 from hybrid_scale.planning.architecture import find
+from hybrid_scale.planning.costs import count
 from hybrid_scale.planning.forecast import RunPlan
 from hybrid_scale.planning.hardware import Cluster, Gpu
 from hybrid_scale.planning.hardware import named_by_driver as gpu_named
 from hybrid_scale.planning.planner import as_planned, plan_run
+from hybrid_scale.planning.speed import attention_flops, step_flops
 from hybrid_scale.study.estimate import COSTLESS
 from hybrid_scale.study.grid import Plan, PlannedRun
 
 COST_COLUMNS = {
     **{"size": float, "steps": int, "step_seconds": float, "median_step_seconds": float, "training_seconds": float},
     **{"peak_gib": float, "ranks": int, "device": str, "gpu": bool, "device_hours": float},
+    **{"flops_a_token": float},
     **{"predicted_gib": float, "predicted_step_seconds": float, "predicted_device_hours": float, "not_predicted": str},
 }
 """Columns that `cost` fills. `size`: weights of the encoder; `peak_gib`: largest on the logging rank, allocated (GPU) or resident
-(CPU); `predicted_gib`: the planner's lines without CUDA's own memory and without what the allocator holds in reserve."""
+(CPU); `flops_a_token`: operations that the gradient of a real token needs, whatever the schedule computes again;
+`predicted_gib`: the planner's lines without CUDA's own memory and without what the allocator holds in reserve."""
 
 UNSEEN = ("allocator (reserved over allocated)", "CUDA and NCCL")
 """Lines of the planner that `max_memory_allocated` doesn't hold."""
@@ -50,6 +54,7 @@ def cost(
         "device": device,
         "gpu": is_gpu(device) if device else bool(run.resources.gpus_per_node),
         "device_hours": hours,
+        "flops_a_token": flops_a_token(config, metrics),
         "predicted_gib": allocated_gib(predicted) if predicted else None,
         "predicted_step_seconds": predicted.seconds.total if predicted else None,
         "predicted_device_hours": predicted.gpu_hours if predicted else None,
@@ -69,6 +74,25 @@ def measured(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "training_seconds": statistics.fmean(seconds) * steps if seconds else None,
         "peak_gib": max(peaks, default=None),
     }
+
+
+def flops_a_token(config: RunConfig, metrics: Sequence[Mapping[str, Any]]) -> float | None:
+    """Of training, without recomputation, with attention at the run's mean length of texts (planning/speed.py: step_flops).
+
+    None where the base isn't known, or no step tells its texts.
+    """
+    known = [record for record in metrics if isinstance(record.get("texts"), int) and record.get("real_tokens")]
+    if not known:
+        return None
+    length = sum(record["real_tokens"] for record in known) / sum(record["texts"] for record in known)
+    try:
+        architecture = find(config.model.base)
+        adapters = count(architecture, config.model).adapter
+    except (ModelError, OSError, ValueError):
+        return None
+    attention = attention_flops(architecture, length, config.model.attention == "causal")
+    frozen = config.model.lora is not None
+    return step_flops(architecture.linear, adapters, attention, 1.0, checkpointing=False, frozen=frozen)
 
 
 @lru_cache
