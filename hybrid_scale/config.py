@@ -309,6 +309,9 @@ class EvaluationSettings(Section):
     with their float32 copies, stay below half of it."""
     before_training: bool = False
     """Also score the untrained model, as step 0."""
+    subtract_language_means: bool = False
+    """Score the untrained and the final model's vectors once more with the mean of each language taken away, which needs no
+    training: `without_language_means` of the result, a reference of the study's report."""
 
 
 class RunConfig(Section):

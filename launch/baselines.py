@@ -6,7 +6,7 @@
     python launch/baselines.py data/xquad_r --out baselines --embeddings vectors/me5-small --remove language_mean lir:1
 
 Each result is OUT/NAME/eval/SET.json, as a run directory has it. --remove adds, for every encoder and every folder of vectors,
-the same vectors after that removal (hybrid_scale/retrieval/baselines/languages.py says what it is fitted on). A set in parts, as
+the same vectors after that removal (hybrid_scale/retrieval/language_removal.py says what it is fitted on). A set in parts, as
 prepare.py makes CQADupStack, is one folder and gives one result, the mean of its parts; its --embeddings folder holds a folder
 for each part. Encoders divide the corpus over the processes of `accelerate launch`.
 """
@@ -23,8 +23,8 @@ from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.errors import ConfigError, describe
 from hybrid_scale.retrieval.baselines import run as baselines
 from hybrid_scale.retrieval.baselines.bm25 import Tokenizer
-from hybrid_scale.retrieval.baselines.languages import parse
 from hybrid_scale.retrieval.baselines.run import Results, Room, Table, bm25, dense_results, results_on, without
+from hybrid_scale.retrieval.language_removal import parse
 from hybrid_scale.retrieval.parts import beside, open_sets
 from hybrid_scale.retrieval.published_encoder import POOLINGS, Encoder, EncoderOptions
 from hybrid_scale.retrieval.vectors import Similarity, similarity_note

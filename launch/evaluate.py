@@ -35,6 +35,7 @@ from hybrid_scale.errors import RunError, describe
 from hybrid_scale.planning.planner import as_planned
 from hybrid_scale.retrieval.benchmark import trained_on
 from hybrid_scale.retrieval.evaluate import evaluate, evaluate_run_file, write_table
+from hybrid_scale.retrieval.language_means import without_language_means
 from hybrid_scale.retrieval.lengths import lengths_note
 from hybrid_scale.retrieval.parts import beside, one_set, open_sets, score_all
 from hybrid_scale.retrieval.scored_model import ScoredModel
@@ -193,6 +194,10 @@ def score(chosen: argparse.Namespace) -> dict[str, Any]:
         if model is None:
             return {**result, "similarity": chosen.similarity, "passage_lengths": passage_lengths(folder)}
         result["text_lengths"] = lengths
+        settings = model.config.evaluation
+        if settings.subtract_language_means:
+            memory = chosen.memory_gib or settings.shard_memory_gib
+            result |= without_language_means(task, queries, shard, chosen.top_k, memory, store)
         return {**result, "in_domain": trained_on(task, model.config)} if chosen.run else result
 
     return score_all(chosen.data, score_one, per_query, dist.first_rank_does)

@@ -15,6 +15,7 @@ from hybrid_scale.data.sources.domains import in_domain
 from hybrid_scale.data.text import TextEncoder, for_evaluation
 from hybrid_scale.retrieval.encode import Embed, encode_corpus, encode_queries, prepare_lengths
 from hybrid_scale.retrieval.evaluate import evaluate
+from hybrid_scale.retrieval.language_means import without_language_means
 from hybrid_scale.retrieval.lengths import at_limit, budget_of, text_lengths
 from hybrid_scale.retrieval.parts import score_all
 from hybrid_scale.retrieval.spill import Spill
@@ -30,8 +31,9 @@ def evaluate_run(config: RunConfig, run: RunDirectory, encoder: TextEncoder, emb
     encoder = for_evaluation(encoder, config.evaluation)
 
     def score_one(task: RetrievalSet, per_query_file: Path | None) -> dict[str, Any]:
-        return score(task, config, encoder, embed, per_query_file, run.embeddings)
+        return score(task, config, encoder, embed, per_query_file, run.embeddings, means)
 
+    means = config.evaluation.subtract_language_means and step in (None, 0)
     for directory in config.data.scored_at(step):
         path = run.evaluation_file(Path(directory).name, step)
         per_query_file = path.with_suffix(".parquet") if step is None else None
@@ -48,11 +50,13 @@ def score(
     embed: Embed,
     per_query_file: Path | None = None,
     folder: Path | None = None,
+    means: bool = False,
 ) -> dict[str, Any]:
     """Metrics of one set; see `retrieval.evaluate`. `encoder`: the evaluation's.
 
     Passages are rounded to the type in which launch/evaluate.py stores them. A rank's vectors beyond
-    `evaluation.shard_memory_gib` lie in `folder` (the run's `embeddings`) until the set is scored.
+    `evaluation.shard_memory_gib` lie in `folder` (the run's `embeddings`) until the set is scored. `means`: also with the means
+    of languages taken away (language_means.py).
     """
     started = time.monotonic()
     tokens, settings = budget_of(encoder, config.training.max_tokens_per_embedding_batch), config.evaluation
@@ -64,6 +68,8 @@ def score(
         shard = dist.together(lambda: spill.extend(blocks).shard(numbers))
         encoded = time.monotonic()
         result = evaluate(task, queries, shard, settings.top_k, per_query_file=per_query_file)
+        if means:
+            result |= without_language_means(task, queries, shard, settings.top_k, settings.shard_memory_gib, folder)
     seconds = {"encode": round(encoded - started, 2), "search": round(time.monotonic() - encoded, 2)}
     return {**result, "text_lengths": cut(task, encoder), "in_domain": trained_on(task, config), "seconds": seconds}
 

@@ -109,6 +109,9 @@ def mean_of(name: str, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     if all("chance" in part for part in parts):
         facts["chance"] = {name: _mean([part["chance"].get(name) for part in parts]) for name in parts[0]["chance"]}
+    if all("without_language_means" in part for part in parts):
+        moved = [part["without_language_means"]["metrics"] for part in parts]
+        facts["without_language_means"] = {"metrics": {name: _mean([each.get(name) for each in moved]) for name in moved[0]}}
     if all("text_lengths" in part for part in parts):
         facts["text_lengths"] = _lengths([part["text_lengths"] for part in parts])
     return facts | sums | first

@@ -18,9 +18,9 @@ from hybrid_scale.errors import DataError, ModelError
 from hybrid_scale.model.tiny import write_model, write_tokenizer
 from hybrid_scale.retrieval.baselines import run as baselines
 from hybrid_scale.retrieval.baselines.bm25 import K1, B, Bm25, Tokenizer, rank_by_scores
-from hybrid_scale.retrieval.baselines.languages import Removal, fit_and_remove, parse
 from hybrid_scale.retrieval.evaluate import evaluate
 from hybrid_scale.retrieval.index import Shard
+from hybrid_scale.retrieval.language_removal import Removal, fit_and_remove, parse
 from hybrid_scale.retrieval.published_encoder import Encoder, EncoderOptions, encode_set
 from hybrid_scale.retrieval.vectors import open_embeddings
 from launch import baselines as door

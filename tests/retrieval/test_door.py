@@ -12,6 +12,7 @@ from hybrid_scale.config import RunConfig
 from hybrid_scale.data.records import Judgment, Passage, Query, Record
 from hybrid_scale.data.writing import write_retrieval
 from hybrid_scale.retrieval.benchmark import evaluate_run
+from hybrid_scale.retrieval.language_means import KEY
 from hybrid_scale.runs import RunDirectory, read_json
 from hybrid_scale.train.run import train
 from launch.evaluate import main
@@ -44,6 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
         data={"evaluate": [str(folder / "set")]},
         optimizer={"learning_rate": 0.01},
+        evaluation={"subtract_language_means": True},
         training={"max_steps": 2, "save_every_steps": 1, "evaluate_every_steps": 1, "keep_best": "set:multi_map"},
     )
     assert run_ranks(train_on_this_rank, 1, config.model_dump_json()) == [True]
@@ -71,6 +73,9 @@ def test_a_run_is_encoded_once_and_scores_as_in_training(folder: Path, capsys: p
     assert scored(folder, "--run", str(run.path)) == result
     assert stamps(store) == before
     assert result.pop("in_domain") == {"verdict": None, "sources": []}
+    moved = read_json(run.evaluation_file("set"))[KEY]["metrics"]
+    assert result.pop(KEY)["metrics"] == pytest.approx(moved, abs=0.02)
+    assert KEY not in read_json(run.evaluation_file("set", 1)), "during training the plain scores alone"
     assert result.pop("text_lengths") == read_json(run.evaluation_file("set"))["text_lengths"]
     given = scored(folder, "--embeddings", str(store))
     assert (given.pop("similarity"), given.pop("passage_lengths")) == ("inner_product", None)
@@ -78,7 +83,7 @@ def test_a_run_is_encoded_once_and_scores_as_in_training(folder: Path, capsys: p
     (store / "corpus" / "part_00000.npy").write_bytes(b"")
     capsys.readouterr()
     again = scored(folder, "--run", str(run.path))
-    assert again == {**result, "in_domain": again["in_domain"], "text_lengths": again["text_lengths"]}
+    assert again == {**result, "in_domain": again["in_domain"], "text_lengths": again["text_lengths"], KEY: again[KEY]}
     assert "part_00000.npy has 0 bytes for 16 vectors: truncated" in capsys.readouterr().err
     assert (folder / "out.parquet").is_file()
 

@@ -19,7 +19,6 @@ from hybrid_scale import dist
 from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.errors import DataError, describe
 from hybrid_scale.retrieval.baselines.bm25 import Bm25, Tokenizer, rank_by_scores
-from hybrid_scale.retrieval.baselines.languages import Removal, fit_and_remove
 from hybrid_scale.retrieval.evaluate import (
     drops_own_id,
     evaluate,
@@ -33,6 +32,7 @@ from hybrid_scale.retrieval.evaluate import (
     write_per_query,
 )
 from hybrid_scale.retrieval.index import Shard
+from hybrid_scale.retrieval.language_removal import Removal, fit_and_remove
 from hybrid_scale.retrieval.parts import is_in_parts, join_tables, mean_of, open_sets, table_of
 from hybrid_scale.retrieval.published_encoder import Encoder, encode_set
 from hybrid_scale.retrieval.spill import Spill

@@ -110,6 +110,8 @@ def _largest(claims: Sequence[Claim], by_task: Mapping[str, Sequence[Arm]], name
 def _beside(shown: Mapping[str, Sequence[Arm]], columns: Sequence[Column], references: Sequence[Reference]) -> Iterator[Beside]:
     """Each score of a trained arm that has its like among the references."""
     for reference in references:
+        if reference.trained:
+            continue
         for column in columns:
             theirs = reference.scores.get((column.task, column.metric.key))
             for arm in shown[column.task] if theirs is not None else ():

@@ -35,6 +35,8 @@ class Reference:
     """(set, metric) -> score."""
     group: str | None = None
     """Whose arms it stands with; None: with all."""
+    trained: bool = False
+    """Whether it is a trained arm after a correction: shown beside the arms, which needn't beat it."""
 
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -54,6 +56,7 @@ def references(plan: Plan, collected: Collected, results: Results) -> tuple[list
         )
         for group in groups
     ]
+    found += _without_means(plan, collected)
     faults: list[str] = []
     known = {
         task: _Set(
@@ -67,6 +70,37 @@ def references(plan: Plan, collected: Collected, results: Results) -> tuple[list
         if reference.scores:
             found.append(reference)
     return found, faults
+
+
+def _without_means(plan: Plan, collected: Collected) -> Iterator[Reference]:
+    """The untrained bases, then the finished arms, with the mean of each language subtracted from the same vectors
+    (`evaluation.subtract_language_means`): means over the runs that say so."""
+    rows = collected.runs.set_index("run")
+    sums: dict[tuple[str, str, bool], dict[tuple[str, str], list[float]]] = {}
+    for run in plan.runs:
+        row = rows.loc[run.id]
+        for task in tasks(collected):
+            for trained, step in ((False, 0), (True, None)):
+                if trained and row["status"] != "done":
+                    continue
+                metrics = _moved(RunDirectory(run.directory).evaluation_file(task, step))
+                place = sums.setdefault((str(row["group"]), str(row["arm"]) if trained else UNTRAINED, trained), {})
+                for key, value in metrics.items():
+                    place.setdefault((task, key), []).append(value)
+    for group, name, trained in sorted(sums, key=lambda place: place[2]):
+        scores = {key: fmean(values) for key, values in sums[group, name, trained].items()}
+        if scores:
+            yield Reference(f"{name}, language means subtracted", scores, group, trained)
+
+
+def _moved(file: Path) -> dict[str, float]:
+    """Metrics of an evaluation with means subtracted; empty where it has none, or can't be read (`collect` tells it)."""
+    try:
+        content = read_json(file) if file.exists() else {}
+        metrics = content["without_language_means"]["metrics"] if "without_language_means" in content else {}
+        return {str(key): float(value) for key, value in metrics.items() if value is not None}
+    except (HybridScaleError, KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Take a text's language out of its vector, after training: two baselines that need no gradient.
+"""Take a text's language out of its vector, after training: two ways that need no gradient.
 
     language_mean   v - mean of the vectors of its language, then unit length
     lir             v - its projection on the first r right singular vectors of its language's matrix (uncentred), then unit

@@ -1,0 +1,38 @@
+"""A model's vectors once more, with the mean of each language taken away: what alignment costs nothing to train.
+
+Training must beat it (2004.05484 measures the bias that it removes), so it is scored beside the model, from the same vectors.
+Fitted on the set's own corpus and queries, each apart, without judgments (language_removal.py). Knows no model.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hybrid_scale import dist
+from hybrid_scale.data.prepared import RetrievalSet
+from hybrid_scale.retrieval.evaluate import evaluate, languages_of
+from hybrid_scale.retrieval.index import Shard
+from hybrid_scale.retrieval.language_removal import LANGUAGE_MEAN, Removal, fit_and_remove
+from hybrid_scale.retrieval.spill import Spill
+
+KEY = "without_language_means"
+"""Of a result: `{"metrics": {...}}` of the vectors with means subtracted."""
+
+
+def without_language_means(
+    task: RetrievalSet, queries: np.ndarray, shard: Shard, top_k: int, memory_gib: float, folder: Path
+) -> dict[str, Any]:
+    """{KEY: {"metrics": ...}} of query vectors [Q, D] and this rank's shard of the corpus. Collective.
+
+    The changed vectors lie in `folder` where they exceed `memory_gib`. Raises what `evaluate` raises.
+    """
+    names, query_language = languages_of(task, task.queries)
+    passage_names, passage_language = languages_of(task, task.corpus)
+    removal, numbers = Removal(LANGUAGE_MEAN), shard.numbers
+    changed = np.concatenate(list(fit_and_remove(queries, query_language, len(names), removal, shared=False)))
+    blocks = fit_and_remove(shard.vectors, passage_language[numbers], len(passage_names), removal, shared=True)
+    name = lambda row: f"passage {task.corpus.column('id', numbers[row : row + 1])[0]!r}"  # noqa: E731
+    with Spill(len(numbers), "float32", memory_gib * 2**30, folder, name) as spill:
+        moved = dist.together(lambda: spill.extend(blocks).shard(numbers))
+        return {KEY: {"metrics": evaluate(task, changed, moved, top_k)["metrics"]}}
