@@ -126,14 +126,20 @@ def _shape(settings: ModelSettings) -> dict[str, Any]:
 
 def for_evaluation(encoder: TextEncoder, settings: EvaluationSettings) -> TextEncoder:
     """The same encoder with the lengths at which an evaluation cuts. Raises ModelError: no room beside prompt and end tokens."""
-    most = EVALUATION_TOKENS if encoder.longest is None else min(EVALUATION_TOKENS, encoder.longest)
-    limits: dict[Role, int] = {
-        "query": settings.max_query_tokens or most,
-        "passage": settings.max_passage_tokens or most,
-    }
-    changed = replace(encoder, max_tokens=limits)
+    changed = replace(encoder, max_tokens=evaluation_limits(settings, encoder.longest))
     refuse_no_room(changed, "evaluation")
     return replace(changed, digest=_digest_of(changed))
+
+
+def evaluation_limits(settings: EvaluationSettings, longest: int | None) -> dict[Role, int]:
+    """At how many tokens an evaluation cuts. `longest`: tokens of the longest text that the base takes; None: any."""
+    most = EVALUATION_TOKENS if longest is None else min(EVALUATION_TOKENS, longest)
+    return {"query": settings.max_query_tokens or most, "passage": settings.max_passage_tokens or most}
+
+
+def limits_of_run(config: RunConfig) -> dict[Role, int]:
+    """The same of a run, by the config.json of its base. Raises ModelError: it can't be read."""
+    return evaluation_limits(config.evaluation, longest_text(_shape(config.model)))
 
 
 def refuse_no_room(encoder: TextEncoder, section: str) -> None:

@@ -18,7 +18,7 @@ from hybrid_scale import dist
 from hybrid_scale.base_files import fetch
 from hybrid_scale.checkpoints import complete, resume_point
 from hybrid_scale.config import RunConfig, dump_config
-from hybrid_scale.data.text import TextEncoder
+from hybrid_scale.data.text import TextEncoder, limits_of_run
 from hybrid_scale.errors import ConfigError, HybridScaleError, describe, explain
 from hybrid_scale.model.acceptance import accept
 from hybrid_scale.model.embedder import Embedder
@@ -67,18 +67,21 @@ def train(config: RunConfig, evaluate: Evaluate) -> None:
 
 def is_finished(run: RunDirectory, config: RunConfig) -> bool:
     """Whether nothing is left of this run: trained to its last step and scored on every set, as its status says."""
-    scored = all(_is_scored(run.evaluation_file(Path(directory).name), config) for directory in config.data.scored)
     status = run.status()
-    return status["status"] == "done" and status.get("step", 0) >= config.training.max_steps and scored and bool(complete(run))
+    if status["status"] != "done" or status.get("step", 0) < config.training.max_steps or not complete(run):
+        return False
+    return all(_is_scored(run.evaluation_file(Path(directory).name), config) for directory in config.data.scored)
 
 
 def _is_scored(file: Path, config: RunConfig) -> bool:
-    """Whether the file is there, and of the text lengths that the config states."""
+    """Whether the file is there, and says that its texts were cut where the config cuts them.
+
+    An older version's result doesn't say it: its texts were cut where the training's are.
+    """
     if not file.is_file():
         return False
-    lengths, stated = read_json(file).get("text_lengths"), config.evaluation
-    asked = {key: getattr(stated, key) for key in ("max_query_tokens", "max_passage_tokens")}
-    return not lengths or all(tokens in (None, lengths[key]) for key, tokens in asked.items())
+    lengths = read_json(file).get("text_lengths") or {}
+    return all(lengths.get(f"max_{role}_tokens") == most for role, most in limits_of_run(config).items())
 
 
 def _train_or_say_why(config: RunConfig, run: RunDirectory, evaluate: Evaluate, stop: StopRequest) -> None:

@@ -86,12 +86,13 @@ def write_base(folder: Path, family: str, causal: bool = True) -> Path:
     return folder
 
 
-def run_over(base: Path, query: int = 32, passage: int = 48, **model: Any) -> RunConfig:
+def run_over(base: Path, query: int = 32, passage: int = 48, evaluation: dict[str, int] | None = None, **model: Any) -> RunConfig:
     """A run whose base lies in this folder; its data don't exist."""
     settings = {"base": str(base), "dtype": "float32", "lora": {"rank": 4}, "attention_implementation": "eager", **model}
     tree = {
         "data": {"train": "none", "max_query_tokens": query, "max_passage_tokens": passage},
         "model": settings,
         "training": {"max_steps": 1, "engine": "plain"},
+        "evaluation": evaluation or {},
     }
     return validate(RunConfig, tree, "test")

@@ -138,6 +138,9 @@ def test_texts_longer_than_the_positions_are_refused(tmp_path, family, most):
     base = write_base(tmp_path, family)
     accept(run_over(base, passage=most))
     refused(run_over(base, passage=most + 1), f"data.max_passage_tokens: found {most + 1}; .*for {most} positions")
+    accept(run_over(base, evaluation={"max_query_tokens": most}))
+    longer = run_over(base, evaluation={"max_query_tokens": most + 1})
+    refused(longer, f"evaluation.max_query_tokens: found {most + 1}; .*for {most} positions")
 
 
 def test_a_model_without_positions_takes_any_length(tmp_path):

@@ -99,9 +99,12 @@ def test_a_set_in_parts_adds_its_counts(folder: Path) -> None:
 
 def test_a_result_of_other_lengths_is_none_of_the_run(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "set.json"
-    file.write_text('{"text_lengths": {"max_query_tokens": 32, "max_passage_tokens": 64}}')
-    for stated, scored in (({}, True), ({"max_query_tokens": 32}, True), ({"max_passage_tokens": 512}, False)):
-        assert _is_scored(file, make_config(folder, evaluation=stated)) is scored
+    file.write_text('{"text_lengths": {"max_query_tokens": 32, "max_passage_tokens": 512}}')
+    other = ({}, {"max_query_tokens": 33}, {"max_query_tokens": 32, "max_passage_tokens": 64})
+    for stated, scored in (({"max_query_tokens": 32}, True), *((one, False) for one in other)):
+        assert _is_scored(file, make_config(folder, evaluation=stated)) is scored, stated
+    file.write_text("{}")
+    assert not _is_scored(file, make_config(folder)), "an older version cut where the training does"
     assert not _is_scored(tmp_path / "other.json", make_config(folder))
 
 
