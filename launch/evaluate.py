@@ -36,7 +36,7 @@ from hybrid_scale.planning.planner import as_planned
 from hybrid_scale.retrieval.benchmark import trained_on
 from hybrid_scale.retrieval.evaluate import evaluate, evaluate_run_file, write_table
 from hybrid_scale.retrieval.language_means import without_language_means
-from hybrid_scale.retrieval.lengths import lengths_note
+from hybrid_scale.retrieval.lengths import cut_warning, lengths_note, text_lengths_of
 from hybrid_scale.retrieval.parts import beside, one_set, open_sets, score_all
 from hybrid_scale.retrieval.scored_model import ScoredModel
 from hybrid_scale.retrieval.trec import check_ids, score_files, write_qrels
@@ -122,7 +122,7 @@ def summary(result: dict[str, Any]) -> str:
     lines = [f"  scored as {rule['name']}: pools {rule['pools']}, {rule['mean']}", *lines] if rule else lines
     notes = [f"  {result[key]} {key.replace('_', ' ')}{meaning}" for key, meaning in COUNTS.items() if result.get(key)]
     if "text_lengths" in result:
-        notes.append(f"  {lengths_note(result['text_lengths'])}")
+        notes.append(f"  {cut_warning(result) or lengths_note(result['text_lengths'])}")
     if "similarity" in result:
         notes.append(f"  scores: {similarity_note(result['similarity'], result.get('passage_lengths'))}")
     refusals = [f"  no {name}: {reason}" for name, reason in result["refused"].items()]
@@ -192,7 +192,8 @@ def score(chosen: argparse.Namespace) -> dict[str, Any]:
             queries, shard, lengths = model.vectors(task, store, chosen.memory_gib)
         result = evaluate(task, queries, shard, chosen.top_k, chosen.run_file, per_query_file, chosen.drop_own_id)
         if model is None:
-            return {**result, "similarity": chosen.similarity, "passage_lengths": passage_lengths(folder)}
+            given = {"similarity": chosen.similarity, "passage_lengths": passage_lengths(folder)}
+            return {**result, **given, "text_lengths": text_lengths_of(folder)}
         result["text_lengths"] = lengths
         settings = model.config.evaluation
         if settings.subtract_language_means:

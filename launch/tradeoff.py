@@ -19,6 +19,7 @@ from hybrid_scale import dist
 from hybrid_scale.command_line import read_arguments
 from hybrid_scale.data.prepared import RetrievalSet
 from hybrid_scale.errors import DataError, describe
+from hybrid_scale.retrieval.lengths import text_lengths_of
 from hybrid_scale.retrieval.parts import one_set
 from hybrid_scale.retrieval.tradeoff import report as tradeoff_report
 from hybrid_scale.retrieval.tradeoff import run as tradeoff
@@ -74,7 +75,8 @@ def study(chosen: argparse.Namespace) -> None:
     for point in tradeoff.study(bench, variants):
         points.append(point)
         print(tradeoff_report.line(point, options.k), flush=True)
-    tradeoff_report.write(chosen.out, tradeoff.finished(bench, task, points))
+    lengths = {"text_lengths": text_lengths_of(chosen.embeddings)}
+    tradeoff_report.write(chosen.out, tradeoff.finished(bench, task, points) | lengths)
 
 
 def main(given: list[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from hybrid_scale.data.text import TextEncoder, for_evaluation
 from hybrid_scale.retrieval.encode import Embed, encode_corpus, encode_queries, prepare_lengths
 from hybrid_scale.retrieval.evaluate import evaluate
 from hybrid_scale.retrieval.language_means import without_language_means
-from hybrid_scale.retrieval.lengths import at_limit, budget_of, text_lengths
+from hybrid_scale.retrieval.lengths import at_limit, budget_of, cut_warning, text_lengths
 from hybrid_scale.retrieval.parts import score_all
 from hybrid_scale.retrieval.spill import Spill
 from hybrid_scale.runs import RunDirectory, read_json, write_json
@@ -40,7 +40,8 @@ def evaluate_run(config: RunConfig, run: RunDirectory, encoder: TextEncoder, emb
         result = score_all(directory, score_one, per_query_file, dist.first_rank_does)
         if dist.rank() == 0:
             write_json(path, {"step": step, **result})
-            print(f"{summary(result)}  -> {path}", file=sys.stderr, flush=True)
+            lines = [f"{summary(result)}  -> {path}", cut_warning(result)]
+            print(*filter(None, lines), sep="\n", file=sys.stderr, flush=True)
 
 
 def score(

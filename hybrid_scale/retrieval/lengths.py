@@ -1,15 +1,19 @@
 """At which length an evaluation cut its texts, and how many it concerns: `text_lengths` of a result.
 
 A text that is exactly as long as the limit can't be told from one that was cut, so both are counted as being at the limit.
-Knows no vector and no metric.
+`text_lengths` is null where nobody knows it, as of given vectors without their texts' tokens. Knows no vector and no metric.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hybrid_scale.data.text import Role, TextEncoder
-from hybrid_scale.retrieval.store import Store
+from hybrid_scale.retrieval.store import Store, open_store
+
+UNCUT = {"max_query_tokens": None, "max_passage_tokens": None, "queries_at_limit": 0, "passages_at_limit": 0}
+"""Of a result whose texts were taken whole, as BM25 does."""
 
 
 def budget_of(encoder: TextEncoder, tokens: int) -> int:
@@ -38,10 +42,39 @@ def at_limit_in(store: Store) -> int | None:
     return None if None in counts else sum(counts)
 
 
-def lengths_note(found: dict[str, Any]) -> str:
-    """`texts cut at 512 (queries) and 512 (passages) tokens: 0 queries and 12 passages are that long`."""
+def text_lengths_of(directory: Path | str) -> dict[str, Any] | None:
+    """Of the vectors in a folder, as its stores say; None for given matrices, which don't."""
+    if not (Path(directory) / "corpus" / "manifest.json").is_file():
+        return None
+    queries, passages = (open_store(Path(directory) / kind) for kind in ("queries", "corpus"))
+    return {
+        "max_query_tokens": queries.identity["max_tokens"],
+        "max_passage_tokens": passages.identity["max_tokens"],
+        "queries_at_limit": at_limit_in(queries),
+        "passages_at_limit": at_limit_in(passages),
+    }
+
+
+def lengths_note(found: dict[str, Any] | None, queries_in_all: int = 0, passages_in_all: int = 0) -> str:
+    """`texts cut at 512 (queries) and 512 (passages) tokens: 0 queries and 12 passages are that long`.
+
+    With a share behind each count where the set's numbers of queries and passages are given.
+    """
+    if found is None:
+        return "at how many tokens the texts were cut isn't known"
     head = f"texts cut at {found['max_query_tokens']} (queries) and {found['max_passage_tokens']} (passages) tokens"
     queries, passages = found["queries_at_limit"], found["passages_at_limit"]
     if queries is None or passages is None:
         return head
-    return f"{head}: {queries:,} queries and {passages:,} passages are that long"
+    shares = (
+        f" ({count / in_all:.1%})" if in_all else "" for count, in_all in ((queries, queries_in_all), (passages, passages_in_all))
+    )
+    return f"{head}: {queries:,} queries{next(shares)} and {passages:,} passages{next(shares)} are that long"
+
+
+def cut_warning(result: dict[str, Any]) -> str | None:
+    """What to say of a result some of whose texts are at the limit; None: none is, or it isn't known."""
+    found = result.get("text_lengths") or {}
+    if not (found.get("queries_at_limit") or found.get("passages_at_limit")):
+        return None
+    return f"warning: {result['task']}: {lengths_note(found, result['queries'], result['passages'])}"

@@ -117,10 +117,14 @@ def mean_of(name: str, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return facts | sums | first
 
 
-def _lengths(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The limits, which are the same for all, and sums of counts where all are known."""
-    counts = {key: [part[key] for part in parts] for key in ("queries_at_limit", "passages_at_limit")}
-    return parts[0] | {key: None if None in found else sum(found) for key, found in counts.items()}
+def _lengths(parts: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """The limits, and sums of counts where all are known; None where limits aren't known, or aren't the same for all."""
+    known = [part for part in parts if part is not None]
+    limits = {(part["max_query_tokens"], part["max_passage_tokens"]) for part in known}
+    if len(known) < len(parts) or len(limits) > 1:
+        return None
+    counts = {key: [part[key] for part in known] for key in ("queries_at_limit", "passages_at_limit")}
+    return known[0] | {key: None if None in found else sum(found) for key, found in counts.items()}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -21,6 +21,7 @@ from hybrid_scale.retrieval.baselines.bm25 import K1, B, Bm25, Tokenizer, rank_b
 from hybrid_scale.retrieval.evaluate import evaluate
 from hybrid_scale.retrieval.index import Shard
 from hybrid_scale.retrieval.language_removal import Removal, fit_and_remove, parse
+from hybrid_scale.retrieval.lengths import UNCUT
 from hybrid_scale.retrieval.published_encoder import Encoder, EncoderOptions, encode_set
 from hybrid_scale.retrieval.vectors import open_embeddings
 from launch import baselines as door
@@ -285,9 +286,10 @@ def test_the_door_writes_what_evaluation_gives(tmp_path: Path, capsys: pytest.Ca
     assert set(results) == {"bm25", "vec", "vec+language_mean", "vec+lir-2"}
     queries, shard = open_embeddings(folder, task)
     plain = evaluate(task, queries, shard)
-    assert results["vec"] == {**plain, "baseline": results["vec"]["baseline"]}
+    assert results["vec"] == {**plain, "baseline": results["vec"]["baseline"], "text_lengths": None}
+    assert results["bm25"]["text_lengths"] == UNCUT
     for result in results.values():
-        assert set(result) == {*plain, "baseline"}
+        assert set(result) == {*plain, "baseline", "text_lengths"}
         assert set(result["metrics"]) == set(plain["metrics"])
         table = parquet.read_table(out / result["baseline"]["name"] / "eval" / "little.parquet").to_pandas()
         union = table[table.pool == "union"]

@@ -12,7 +12,7 @@ from hybrid_scale.data.text import for_evaluation, load_text_encoder
 from hybrid_scale.errors import ModelError
 from hybrid_scale.planning.architecture import longest_text
 from hybrid_scale.protocols import BEIR
-from hybrid_scale.retrieval.lengths import at_limit, at_limit_in, budget_of, lengths_note, text_lengths
+from hybrid_scale.retrieval.lengths import UNCUT, at_limit, at_limit_in, budget_of, cut_warning, lengths_note, text_lengths
 from hybrid_scale.retrieval.parts import mean_of
 from hybrid_scale.retrieval.store import make_store
 from hybrid_scale.train.run import _is_scored
@@ -95,6 +95,22 @@ def test_a_set_in_parts_adds_its_counts(folder: Path) -> None:
         for name, counts in (("a", (1, 20)), ("b", (2, None)))
     ]
     assert mean_of("whole", parts)["text_lengths"] == text_lengths(encoder, 3, None)
+    unknown = [parts[0], parts[1] | {"text_lengths": None}]
+    assert mean_of("whole", unknown)["text_lengths"] is None
+    other = [parts[0], parts[1] | {"text_lengths": {**text_lengths(encoder, 0, 0), "max_query_tokens": 64}}]
+    assert mean_of("whole", other)["text_lengths"] is None
+
+
+def test_a_warning_has_counts_and_shares() -> None:
+    """3 of 12 queries, 1 of 8 passages; none where nothing is at the limit or the lengths aren't known."""
+    counts = {"max_query_tokens": 64, "max_passage_tokens": 256, "queries_at_limit": 3, "passages_at_limit": 1}
+    result = {"task": "x", "queries": 12, "passages": 8, "text_lengths": counts}
+    said = (
+        "warning: x: texts cut at 64 (queries) and 256 (passages) tokens: 3 queries (25.0%) and 1 passages (12.5%) are that long"
+    )
+    assert cut_warning(result) == said
+    for lengths in (UNCUT, None, counts | {"queries_at_limit": 0, "passages_at_limit": 0}):
+        assert cut_warning(result | {"text_lengths": lengths}) is None
 
 
 def test_a_result_of_other_lengths_is_none_of_the_run(folder: Path, tmp_path: Path) -> None:

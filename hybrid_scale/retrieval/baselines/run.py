@@ -33,6 +33,7 @@ from hybrid_scale.retrieval.evaluate import (
 )
 from hybrid_scale.retrieval.index import Shard
 from hybrid_scale.retrieval.language_removal import Removal, fit_and_remove
+from hybrid_scale.retrieval.lengths import UNCUT, text_lengths_of
 from hybrid_scale.retrieval.parts import is_in_parts, join_tables, mean_of, open_sets, table_of
 from hybrid_scale.retrieval.published_encoder import Encoder, encode_set
 from hybrid_scale.retrieval.spill import Spill
@@ -51,6 +52,8 @@ class Vectors:
     queries: np.ndarray
     shard: Shard
     settings: dict[str, Any]
+    text_lengths: dict[str, Any] | None
+    """At how many tokens the texts were cut (lengths.py); None: not known."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def _bm25(task: RetrievalSet, table: Path, tokenizer: Tokenizer | None) -> dict[
     dropped = {"own_ids_dropped": int((own >= 0).sum())} if drop else {}
     baseline = {"name": "bm25", "kind": "bm25", "settings": index.tokenizer.settings}
     baseline["fitted_on"] = "the corpus of each language" if by_language else "the corpus"
-    result = {**tabulate(task, judged, first), **dropped, "baseline": baseline}
+    result = {**tabulate(task, judged, first), **dropped, "text_lengths": UNCUT, "baseline": baseline}
     result.pop("union", None)  # each index knows one language: there is no order of the union
     return result
 
@@ -153,7 +156,8 @@ def given(directory: Path, task: RetrievalSet, name: str, room: Room, similarity
     """Vectors of a folder as `vectors.py` describes it."""
     queries, shard = open_embeddings(directory, task, room.memory_bytes / 2**30, similarity)
     settings = {"similarity": similarity, "passage_lengths": passage_lengths(directory)}
-    return Vectors(name, queries, shard, {"embeddings": str(directory), **settings})
+    lengths = dist.first_rank_does(lambda: text_lengths_of(directory))
+    return Vectors(name, queries, shard, {"embeddings": str(directory), **settings}, lengths)
 
 
 @contextmanager
@@ -162,7 +166,9 @@ def encoded(task: RetrievalSet, encoder: Encoder, room: Room) -> Iterator[Vector
     queries, numbers, blocks = encode_set(task, encoder)
     with room.spill(task, numbers) as spill:
         shard = dist.together(lambda: spill.extend(blocks).shard(numbers))
-        yield Vectors(encoder.options.name, queries, shard, encoder.settings)
+        most = encoder.settings["max_tokens"]
+        limits = {"max_query_tokens": most, "max_passage_tokens": most, "queries_at_limit": None, "passages_at_limit": None}
+        yield Vectors(encoder.options.name, queries, shard, encoder.settings, limits)
 
 
 def dense_results(
@@ -170,7 +176,8 @@ def dense_results(
 ) -> Results:
     """The result of the vectors as they are, then after each removal. Collective."""
     baseline = {"name": vectors.name, "kind": kind, "settings": vectors.settings, "fitted_on": None}
-    yield _evaluated(task, table, vectors.queries, vectors.shard, baseline)
+    lengths = {"text_lengths": vectors.text_lengths}
+    yield _evaluated(task, table, vectors.queries, vectors.shard, baseline) | lengths
     for removal in removals:
         yield without_language(task, table, vectors, removal, room)
 
@@ -194,7 +201,7 @@ def without_language(task: RetrievalSet, table: Table, vectors: Vectors, removal
     changed = fit_and_remove(vectors.shard.vectors, passage_language[numbers], len(passage_names), removal, shared=True)
     with room.spill(task, numbers) as spill:
         shard = dist.together(lambda: spill.extend(changed).shard(numbers))
-        return _evaluated(task, table, queries, shard, baseline)
+        return _evaluated(task, table, queries, shard, baseline) | {"text_lengths": vectors.text_lengths}
 
 
 def without(name: str, removal: Removal) -> str:
