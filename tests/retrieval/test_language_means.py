@@ -13,6 +13,7 @@ from hybrid_scale.retrieval.evaluate import evaluate
 from hybrid_scale.retrieval.index import Shard
 from hybrid_scale.retrieval.language_means import KEY, without_language_means
 from hybrid_scale.retrieval.language_removal import LANGUAGE_MEAN, Removal
+from hybrid_scale.retrieval.lengths import UNCUT
 from hybrid_scale.retrieval.parts import mean_of
 from hybrid_scale.runs import RunDirectory, read_json, write_json
 from hybrid_scale.study.results.collect import collect
@@ -49,7 +50,7 @@ def test_a_language_offset_is_taken_away_as_the_baseline_does(task: RetrievalSet
     moved = without_language_means(task, queries, shard, 10, 1.0, tmp_path)[KEY]["metrics"]
     assert plain["mono_map"] == moved["mono_map"] == moved["multi_map"] == moved["cross_map"] == 1.0
     assert plain["multi_map"] < 0.7, "all passages of one's own language stand first"
-    given = Vectors("model", queries, shard, {})
+    given = Vectors("model", queries, shard, {}, UNCUT)
     baseline = without_language(task, lambda _: tmp_path / "x.parquet", given, Removal(LANGUAGE_MEAN), Room(2.0**30, tmp_path))
     assert moved == baseline["metrics"]
 
