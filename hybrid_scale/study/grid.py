@@ -76,12 +76,23 @@ def primary_family(config: StudyConfig, runs: Sequence[PlannedRun], where: str) 
     """Raises ConfigError: an arm, model or set that the study doesn't have."""
     samplers = {run.arm: run.config.sampler for run in runs}
     arms = {name: ArmType(sampler.arm, sampler.alpha if sampler.arm == "hybrid" else None) for name, sampler in samplers.items()}
-    return declared(config, arms, evaluated(config, runs), where)
+    return declared(config, arms, tested(config, runs), where)
 
 
 def evaluated(config: StudyConfig, runs: Sequence[PlannedRun]) -> tuple[str, ...]:
     """Folders of all retrieval sets that these runs are scored on, by the training or after it."""
     return tuple(dict.fromkeys((*(name for run in runs for name in run.config.data.scored), *config.evaluate)))
+
+
+def tested(config: StudyConfig, runs: Sequence[PlannedRun]) -> tuple[str, ...]:
+    """Those of `evaluated` that aren't there for learning curves alone (`data.evaluate_during`)."""
+    return tuple(dict.fromkeys((*(name for run in runs for name in run.config.data.evaluate), *config.evaluate)))
+
+
+def development(config: StudyConfig, runs: Sequence[PlannedRun]) -> tuple[str, ...]:
+    """Names of the sets that are scored for learning curves alone: a pilot or `training.keep_best` may have chosen on them."""
+    tests = {Path(name).name for name in tested(config, runs)}
+    return tuple(name for name in dict.fromkeys(Path(name).name for name in evaluated(config, runs)) if name not in tests)
 
 
 def plan_study(path: Path, settings: Sequence[str] = ()) -> Plan:
@@ -106,10 +117,11 @@ def _plan_after_pilot(config: StudyConfig, path: Path, settings: Sequence[str]) 
         raise ConfigError(describe(f"{path}: pilot", config.pilot, "this study decides nothing", remedy))
     chosen = read_chosen(pilot.directory)
     plan = expand(with_chosen(config, chosen, str(path)) if chosen else config, _base_tree(config, path), str(path), settings)
-    development = pilot.config.choose.metric.partition(":")[0]
-    if development in {Path(name).name for name in evaluated(config, plan.runs)}:
+    decisive = pilot.config.choose.metric.partition(":")[0]
+    if decisive in {Path(name).name for name in tested(config, plan.runs)}:
         rule = f"the pilot '{pilot.config.study.name}' chooses on this set, so this study must not be scored on it"
-        raise ConfigError(describe(f"{path}: evaluate", development, rule, "Let the pilot choose on a development set."))
+        remedy = "Let the pilot choose on a development set; for learning curves name that in data.evaluate_during."
+        raise ConfigError(describe(f"{path}: evaluate", decisive, rule, remedy))
     if chosen:
         return replace(plan, pilot=pilot, checks=(*plan.checks, *chosen_lines(chosen)))
     pending = (

@@ -143,7 +143,7 @@ class ChooseSettings(Section):
     setting: Dotted = "optimizer.learning_rate"
     """Key that every arm sets."""
     metric: SetMetric
-    """SET:METRIC of a development set, which no study that uses the pilot may be scored on."""
+    """SET:METRIC of a development set, which a study that uses the pilot may score for learning curves alone."""
 
 
 class Resources(Section):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from hybrid_scale.errors import ConfigError
-from hybrid_scale.study.grid import Plan, plan_study
+from hybrid_scale.study.grid import Plan, development, plan_study
 from hybrid_scale.study.pilot import chosen_lines, read_chosen
 from hybrid_scale.study.report.page import report
 from launch import study as study_entry
@@ -104,6 +104,19 @@ def test_a_study_waits_for_its_pilot_but_can_be_planned(
     monkeypatch.setattr("sys.argv", ["study.py", "expand", str(path)])
     assert study_entry.main() == 0
     assert plan_study(path, ["pilot=null"]).pending == ""
+
+
+def test_a_study_may_score_its_pilots_set_for_learning_curves_alone(tmp_path: Path) -> None:
+    """Then the set is no test: it is flagged, and the primary family can't name it."""
+    write(tmp_path / "pilot.yaml", pilot_tree(tmp_path))
+    curves = {"train": "t", "evaluate": ["data/xquad_r"], "evaluate_during": ["data/dev", "data/xquad_r"]}
+    base = {**BASE, "data": curves, "training": {**BASE["training"], "evaluate_every_steps": 5}}
+    plan = plan_study(write(tmp_path / "main.yaml", main_tree(tmp_path, base=base)))
+    assert development(plan.config, plan.runs) == ("dev",)
+    tree = main_tree(tmp_path, base=base)
+    tree["study"]["primary"] = {"metrics": ["dev:multi_map"]}
+    with pytest.raises(ConfigError, match=r"study\.primary\.metrics: found 'dev:multi_map'; must name a set"):
+        plan_study(write(tmp_path / "main.yaml", tree))
 
 
 @pytest.mark.parametrize(

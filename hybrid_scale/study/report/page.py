@@ -19,7 +19,7 @@ from hybrid_scale.pages.parts import MARK, Plot, Table
 from hybrid_scale.runs import RunDirectory, atomic_path, read_json, write_text
 from hybrid_scale.statistics import FEWEST_SEEDS, RESAMPLES
 from hybrid_scale.study.family import BEIR
-from hybrid_scale.study.grid import Plan, PlannedRun, flat
+from hybrid_scale.study.grid import Plan, PlannedRun, development, flat
 from hybrid_scale.study.report import figures, predictions, tables, words
 from hybrid_scale.study.report.first import first
 from hybrid_scale.study.report.plots import Look, looks
@@ -128,7 +128,8 @@ def render(plan: Plan, collected: Collected, judged: Judged | None = None) -> st
     results = final_results(plan, collected)
     stand_beside, faults = references(plan, collected, results)
     domains = in_domain(results)
-    flags = dict.fromkeys(domains, "in-domain")
+    curves = development(plan.config, plan.runs)
+    flags = dict.fromkeys(domains, "in-domain") | dict.fromkeys(curves, "development set")
     if collected.beir and (flag := collected.beir.flag(domains)):
         flags[BEIR] = flag
     details = [_task(plan, collected, judged, stand_beside, flags, name, look) for name in _shown(plan, collected)]
@@ -149,6 +150,7 @@ def render(plan: Plan, collected: Collected, judged: Judged | None = None) -> st
         "warnings": warnings(runs),
         "faults": faults,
         "domains": domains,
+        "development": [name for name in curves if name in tasks(collected)],
         "checks": plan.checks,
         "strangers": strangers(plan),
         "seeds": plan.config.seeds,

@@ -8,6 +8,7 @@ from hybrid_scale.planning.architecture import find
 from hybrid_scale.runs import RunDirectory, write_json
 from hybrid_scale.study.grid import Plan, evaluated, plan_study
 from hybrid_scale.study.report.figures import progress
+from hybrid_scale.study.report.page import render
 from hybrid_scale.study.report.plots import looks
 from hybrid_scale.study.results.collect import collect
 from hybrid_scale.study.results.scores import arms
@@ -53,6 +54,7 @@ def test_a_curve_stands_over_tokens_and_operations(tmp_path: Path) -> None:
     assert of_mono == pytest.approx(20_000 * flops_a_token(plan.runs[0].config, [{"real_tokens": 1000, "texts": 50}]))
     assert "Arms at equal cost" in mono.caption
     assert "training FLOPs" in mono.svg
+    assert "dev is a development set, scored for learning curves: no test." in render(plan, collected)
 
 
 def test_a_log_without_totals_is_drawn_over_steps(tmp_path: Path) -> None:
