@@ -74,8 +74,8 @@ def _progress(collected: Collected, task: str, key: str, panel: str, metric: Met
         return curves(key, title, caption, table[["arm", "seed", "step", metric.key]], metric.key, metric.label, look)
     caption = (
         "Arms at equal cost: real tokens trained on, and above them the operations that their gradients need (forward and "
-        "backward, nothing computed again). The axis above stands at the mean of the arms' operations a token; the data have each "
-        "arm's own. Thin lines: single seeds; thick: means. Runs that aren't finished are drawn as far as they got."
+        "backward, nothing computed again). The axis above stands at the arms' mean for a token; the data have each arm's "
+        "own. Thin lines: single seeds; thick: means. Runs that aren't finished are drawn as far as they got."
     )
     flops = cost["training_flops"].sum() / cost["real_tokens"].sum() if cost["training_flops"].notna().all() else None
     columns = ["arm", "seed", "step", "real_tokens", "training_flops", metric.key]
