@@ -123,6 +123,10 @@ def summary(result: dict[str, Any]) -> str:
     notes = [f"  {result[key]} {key.replace('_', ' ')}{meaning}" for key, meaning in COUNTS.items() if result.get(key)]
     if "text_lengths" in result:
         notes.append(f"  {cut_warning(result) or lengths_note(result['text_lengths'])}")
+    if moved := result.get("without_language_means"):
+        headline = result["protocol"]["headline"]
+        shown = ", ".join(f"{name} {moved['metrics'][name]:.4f}" for name in headline if moved["metrics"].get(name) is not None)
+        notes.append(f"  without the means of languages: {shown}")
     if "similarity" in result:
         notes.append(f"  scores: {similarity_note(result['similarity'], result.get('passage_lengths'))}")
     refusals = [f"  no {name}: {reason}" for name, reason in result["refused"].items()]
@@ -198,7 +202,7 @@ def score(chosen: argparse.Namespace) -> dict[str, Any]:
         settings = model.config.evaluation
         if settings.subtract_language_means:
             memory = chosen.memory_gib or settings.shard_memory_gib
-            result |= without_language_means(task, queries, shard, chosen.top_k, memory, store)
+            result |= without_language_means(task, queries, shard, chosen.top_k, memory, store, chosen.drop_own_id)
         return {**result, "in_domain": trained_on(task, model.config)} if chosen.run else result
 
     return score_all(chosen.data, score_one, per_query, dist.first_rank_does)

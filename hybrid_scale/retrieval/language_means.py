@@ -21,7 +21,13 @@ KEY = "without_language_means"
 
 
 def without_language_means(
-    task: RetrievalSet, queries: np.ndarray, shard: Shard, top_k: int, memory_gib: float, folder: Path
+    task: RetrievalSet,
+    queries: np.ndarray,
+    shard: Shard,
+    top_k: int,
+    memory_gib: float,
+    folder: Path,
+    drop_own_id: bool | None = None,
 ) -> dict[str, Any]:
     """{KEY: {"metrics": ...}} of query vectors [Q, D] and this rank's shard of the corpus. Collective.
 
@@ -35,4 +41,4 @@ def without_language_means(
     name = lambda row: f"passage {task.corpus.column('id', numbers[row : row + 1])[0]!r}"  # noqa: E731
     with Spill(len(numbers), "float32", memory_gib * 2**30, folder, name) as spill:
         moved = dist.together(lambda: spill.extend(blocks).shard(numbers))
-        return {KEY: {"metrics": evaluate(task, changed, moved, top_k)["metrics"]}}
+        return {KEY: {"metrics": evaluate(task, changed, moved, top_k, drop_own_id=drop_own_id)["metrics"]}}

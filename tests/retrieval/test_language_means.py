@@ -79,3 +79,13 @@ def test_a_study_shows_them_beside_its_arms(tmp_path: Path) -> None:
     assert not moved["untrained base, language means subtracted"].trained
     assert moved["hybrid, language means subtracted"].scores == {("xquad_r", "mono_map"): pytest.approx(0.75)}
     assert moved["hybrid, language means subtracted"].trained
+    for run in plan.runs:
+        if (run.arm, run.seed) == ("hybrid", 1):
+            file = RunDirectory(run.directory).evaluation_file("xquad_r")
+            write_json(file, read_json(file) | {"protocol": {"name": "unheard of", "pools": "union"}})
+    collected = collect(plan)
+    found, _ = references(plan, collected, final_results(plan, collected))
+    doubted = next(each for each in found if each.name == "hybrid, language means subtracted")
+    assert doubted.scores == {("xquad_r", "mono_map"): pytest.approx(0.7)}, (
+        "a result that doesn't count doesn't count here either"
+    )

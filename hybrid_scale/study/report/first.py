@@ -133,6 +133,7 @@ def _figure(plan: Plan, by_task: Mapping[str, Sequence[Arm]], references: Sequen
 
 def _places(task: str, references: Sequence[Reference]) -> dict[str, tuple[float, float]]:
     """Name -> (mono mAP, cross mAP) of the references that have both."""
+    references = [each for each in references if not each.trained]
     several = len({each.group for each in references if each.group is not None}) > 1
     found = {}
     for each in references:

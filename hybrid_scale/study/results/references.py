@@ -56,7 +56,7 @@ def references(plan: Plan, collected: Collected, results: Results) -> tuple[list
         )
         for group in groups
     ]
-    found += _without_means(plan, collected)
+    found += [_with_mean(each, collected.beir) for each in _without_means(plan, collected)]
     faults: list[str] = []
     known = {
         task: _Set(
@@ -75,13 +75,15 @@ def references(plan: Plan, collected: Collected, results: Results) -> tuple[list
 def _without_means(plan: Plan, collected: Collected) -> Iterator[Reference]:
     """The untrained bases, then the finished arms, with the mean of each language subtracted from the same vectors
     (`evaluation.subtract_language_means`): means over the runs that say so."""
-    rows = collected.runs.set_index("run")
+    rows, values = collected.runs.set_index("run"), collected.values
+    doubted = values[values["doubt"].notna()]
+    doubts = set(zip(doubted["run"], doubted["task"], doubted["final"], strict=True))
     sums: dict[tuple[str, str, bool], dict[tuple[str, str], list[float]]] = {}
     for run in plan.runs:
         row = rows.loc[run.id]
         for task in tasks(collected):
             for trained, step in ((False, 0), (True, None)):
-                if trained and row["status"] != "done":
+                if (trained and row["status"] != "done") or (run.id, task, trained) in doubts:
                     continue
                 metrics = _moved(RunDirectory(run.directory).evaluation_file(task, step))
                 place = sums.setdefault((str(row["group"]), str(row["arm"]) if trained else UNTRAINED, trained), {})
