@@ -12,7 +12,7 @@ SHELL         := bash
 bin     := $(abspath $(VENV))/bin
 install = PYTHON="$(PYTHON)" .ci/install "$(VENV)"
 demo_languages := ar,de,en,es,ru,zh
-scripts := $(wildcard .ci/* slurm/*.sbatch slurm/*.sh tests/*.sh)
+scripts := $(wildcard .ci/* slurm/*.sbatch slurm/*.sh tests/*.sh docs/studies/*/*.sh)
 
 # No GPU, no model hub, one thread per rank; DeepSpeed's compiled parts in a folder of this checkout (a lock left by a killed
 # build would hang every later run), found with the ninja of VENV.

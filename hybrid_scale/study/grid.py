@@ -177,7 +177,9 @@ def expand(config: StudyConfig, base: dict[str, Any], where: str, settings: Sequ
     shared = _apply(base, config.overrides, f"{where}: overrides")
     arms = [arm for given in config.arms for arm in _alphas(given, config.alpha, shared)]
     axes = (config.models or (None,), config.data or (None,), arms, config.pool_rows or (None,), config.seeds)
-    runs = tuple(_run(config, *point, shared, where) for point in itertools.product(*axes))
+    _refuse_unknown_models(config, where)
+    points = [point for point in itertools.product(*axes) if _is_wanted(*point[:3])]
+    runs = tuple(_run(config, *point, shared, where) for point in points)
     _refuse_one_id(runs, where)
     _refuse_equal_runs(runs, where)
     _refuse_scored_twice(config, runs, where)
@@ -190,13 +192,28 @@ def expand(config: StudyConfig, base: dict[str, Any], where: str, settings: Sequ
     return Plan(where, config, runs, checks, tuple(settings), caution)
 
 
+def _is_wanted(model: ModelSettings | None, _: AxisValue | None, arm: ArmSettings) -> bool:
+    """Whether an arm is trained with this model."""
+    return not arm.models or (model is not None and model.name in arm.models)
+
+
+def _refuse_unknown_models(config: StudyConfig, where: str) -> None:
+    known = [model.name for model in config.models]
+    for arm in config.arms:
+        for name in arm.models:
+            if name not in known:
+                raise ConfigError(describe(f"{where}: arm '{arm.name}': models", name, "no such model", nearest(name, known)))
+
+
 def _alphas(arm: ArmSettings, alphas: Sequence[float], shared: Mapping[str, Any]) -> list[ArmSettings]:
     """An arm of the type `hybrid` once for each alpha, called ARM-ALPHA; any other as it is."""
     sampler = shared.get("sampler") if isinstance(shared.get("sampler"), dict) else None
     kind = arm.set.get("sampler.arm", (sampler or {}).get("arm", "hybrid"))
     if kind != "hybrid" or "sampler.alpha" in arm.set or not alphas:
         return [arm]
-    return [ArmSettings(name=f"{arm.name}-{alpha:g}", set={**arm.set, "sampler.alpha": alpha}) for alpha in alphas]
+    return [
+        ArmSettings(name=f"{arm.name}-{alpha:g}", set={**arm.set, "sampler.alpha": alpha}, models=arm.models) for alpha in alphas
+    ]
 
 
 def _run(
@@ -406,15 +423,17 @@ def _sizes(runs: Sequence[PlannedRun], where: str) -> list[str]:
 
 
 def _varied(runs: Sequence[PlannedRun]) -> list[str]:
-    """One line for each arm: the settings in which it isn't like the others."""
-    first = [run for run in runs if run.panel == runs[0].panel]
-    settings = {run.arm: flat(run.config.model_dump(mode="json", exclude={"run"})) for run in first}
-    keys = dict.fromkeys(key for values in settings.values() for key in values)
-    differing = [key for key in keys if len({_shown(values.get(key)) for values in settings.values()}) > 1]
-    return [
-        f"arm {arm}: " + (", ".join(f"{key} = {_shown(values.get(key))}" for key in differing) or "the base config")
-        for arm, values in settings.items()
-    ]
+    """One line for each arm: the settings in which it isn't like the others of the first panel that has it."""
+    lines: dict[str, str] = {}
+    panels = dict.fromkeys(run.panel for run in runs)
+    for panel in panels:
+        members = {run.arm: flat(run.config.model_dump(mode="json", exclude={"run"})) for run in runs if run.panel == panel}
+        keys = dict.fromkeys(key for values in members.values() for key in values)
+        differing = [key for key in keys if len({_shown(values.get(key)) for values in members.values()}) > 1]
+        for arm, values in members.items():
+            said = ", ".join(f"{key} = {_shown(values.get(key))}" for key in differing) or "the base config"
+            lines.setdefault(arm, f"arm {arm}: {said}")
+    return list(lines.values())
 
 
 def setting(config: RunConfig, key: str) -> Any:

@@ -177,6 +177,10 @@ class AxisValue(Section):
 class ArmSettings(AxisValue):
     """A batch type with its settings."""
 
+    models: tuple[Name, ...] = ()
+    """Names on the axis `models`: this arm is trained with these alone, as an alpha that only the largest size tries. None: with
+    all."""
+
 
 class DataSettings(AxisValue):
     """Training data and what belongs to it; `data.*` is compared among the runs of one of these alone."""

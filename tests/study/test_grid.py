@@ -150,6 +150,18 @@ def test_axes_multiply_and_alpha_belongs_to_hybrid_arms(tmp_path: Path) -> None:
     assert "equal in all runs: sampler.hard_negatives = 0" in plan.checks
 
 
+def test_an_arm_may_belong_to_some_models_alone(tmp_path: Path) -> None:
+    models = [{"name": name, "set": {"model.base": name}} for name in ("small", "large")]
+    only = {"name": "half", "set": {"sampler.arm": "hybrid", "sampler.alpha": 0.25}, "models": ["large"]}
+    plan = plan_study(write_study(tmp_path, models=models, arms=[*arms(), only], seeds=[0]))
+    assert [run.id for run in plan.runs] == [
+        *("small.a.seed-0", "small.b.seed-0", "large.a.seed-0", "large.b.seed-0", "large.half.seed-0"),
+    ]
+    assert 'arm half: sampler.arm = "hybrid", sampler.alpha = 0.25' in plan.checks
+    with pytest.raises(ConfigError, match=r"arm 'half': models: found 'larger'; no such model. Did you mean 'large'"):
+        plan_study(write_study(tmp_path, models=models, arms=[*arms(), {**only, "models": ["larger"]}]))
+
+
 def test_an_id_outlives_what_is_added(tmp_path: Path) -> None:
     before = {run.id: run.config for run in plan_study(write_study(tmp_path, models=MODELS[1:], arms=KINDS, seeds=[7])).runs}
     added = plan_study(write_study(tmp_path, models=MODELS, arms=[*KINDS[::-1], {"name": "x", "set": {"sampler.arm": "mixed"}}]))

@@ -12,11 +12,13 @@ from hybrid_scale.study.settings import Site
 from tests.test_floors import ROOT
 
 CONFIGS = ROOT / "launch" / "configs"
-STUDIES = sorted(path for path in CONFIGS.glob("*.yaml") if "arms" in read_yaml(path))
+MEASURED = ROOT / "docs" / "studies" / "gemma-270m"
+STUDIES = sorted(path for folder in (CONFIGS, MEASURED) for path in folder.glob("*.yaml") if "arms" in read_yaml(path))
 
 
 def test_these_are_the_studies() -> None:
     assert [path.name for path in STUDIES] == [
+        *("pilot.yaml", "study.yaml"),
         "quickstart.yaml",
         "study_miniature.yaml",
         "study_pool_rows.yaml",
@@ -32,6 +34,16 @@ def test_a_study_expands_and_its_deepspeed_files_exist(path: Path) -> None:
         zero = json.loads((ROOT / run.config.training.deepspeed).read_text())["zero_optimization"]
         assert (zero["stage"] == "auto") == (run.config.training.shard_group is not None)
     assert plan.directory == Path("runs") / plan.config.study.name
+
+
+def test_the_study_of_a_small_decoder_says_what_it_expects() -> None:
+    """Arms x depths x seeds with two more alphas at the largest depth; predictions on every set but the smoke test."""
+    plan = plan_study(MEASURED / "study.yaml")
+    assert len(plan.runs) == (4 * 3 + 2) * 3
+    assert {run.model for run in plan.runs if run.arm in ("hybrid-0.25", "hybrid-0.75")} == {"18-layers"}
+    foretold = {metric.partition(":")[0] for prediction in plan.config.predictions for metric in prediction.metrics}
+    assert foretold == {Path(name).name for name in plan.runs[0].config.data.evaluate} - {"nq-mini"}
+    assert "the pilot" in plan.pending
 
 
 def test_the_missions_study() -> None:
