@@ -39,7 +39,7 @@ quickstart:  ## demo data, a tiny model, four arms and a QLoRA run on two proces
 
 test:        ## all tests, on the CPU, as many files at a time as there are cores; ARGS="-k loss" picks some
 	@$(install) cpu dev
-	"$(bin)/python" -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+	"$(bin)/python" -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint:        ## ruff, mypy, shell scripts; changes nothing
 	@$(install) cpu dev

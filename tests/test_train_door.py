@@ -34,7 +34,10 @@ def start(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int
         (["data.evaluate=[FOLDER/set, FOLDER/absent]"], "absent: found 'no manifest.json'"),
         (["data.evaluate=[FOLDER/train]"], "a prepared 'retrieval' directory is needed here"),
         (["data.evaluate=[FOLDER/set, FOLDER/other/set]"], "data.evaluate: found ['set']; results are kept by the folder's name"),
-        (["data.evaluate=[FOLDER/set]", "training.keep_best=sets:map"], "no such set in data.evaluate. Did you mean 'set'?"),
+        (
+            ["data.evaluate=[FOLDER/set]", "training.keep_best=sets:map"],
+            "no such set is scored during training. Did you mean 'set'?",
+        ),
     ],
 )
 @pytest.mark.parametrize("dry", [True, False])

@@ -165,6 +165,7 @@ def test_the_door_writes_json_and_a_summary(task: RetrievalSet, tmp_path: Path, 
     written = json.loads(out.read_text())
     assert written.pop("similarity") == "inner_product"
     assert written.pop("passage_lengths") == pytest.approx([2**0.5, 8**0.5])
+    assert written.pop("text_lengths") is None, "nobody knows where given vectors' texts were cut"
     assert written == evaluate(task, *whole(task))
     shown = capsys.readouterr().out
     assert "little: 18 queries, 36 passages, 3 languages" in shown
