@@ -4,6 +4,8 @@ Training must beat it (2004.05484 measures the bias that it removes), so it is s
 Fitted on the set's own corpus and queries, each apart, without judgments (language_removal.py). Knows no model.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,20 @@ KEY = "without_language_means"
 """Of a result: `{"metrics": {...}}` of the vectors with means subtracted."""
 
 
+@contextmanager
+def without_languages(
+    task: RetrievalSet, queries: np.ndarray, shard: Shard, removal: Removal, spill: Spill
+) -> Iterator[tuple[np.ndarray, Shard]]:
+    """Query vectors [Q, D] and a shard whose languages were taken out, valid inside the `with` block. Collective."""
+    names, query_language = languages_of(task, task.queries)
+    passage_names, passage_language = languages_of(task, task.corpus)
+    numbers = shard.numbers
+    changed = np.concatenate(list(fit_and_remove(queries, query_language, len(names), removal, shared=False)))
+    blocks = fit_and_remove(shard.vectors, passage_language[numbers], len(passage_names), removal, shared=True)
+    with spill:
+        yield changed, dist.together(lambda: spill.extend(blocks).shard(numbers))
+
+
 def without_language_means(
     task: RetrievalSet,
     queries: np.ndarray,
@@ -33,12 +49,7 @@ def without_language_means(
 
     The changed vectors lie in `folder` where they exceed `memory_gib`. Raises what `evaluate` raises.
     """
-    names, query_language = languages_of(task, task.queries)
-    passage_names, passage_language = languages_of(task, task.corpus)
-    removal, numbers = Removal(LANGUAGE_MEAN), shard.numbers
-    changed = np.concatenate(list(fit_and_remove(queries, query_language, len(names), removal, shared=False)))
-    blocks = fit_and_remove(shard.vectors, passage_language[numbers], len(passage_names), removal, shared=True)
-    name = lambda row: f"passage {task.corpus.column('id', numbers[row : row + 1])[0]!r}"  # noqa: E731
-    with Spill(len(numbers), "float32", memory_gib * 2**30, folder, name) as spill:
-        moved = dist.together(lambda: spill.extend(blocks).shard(numbers))
+    name = lambda row: f"passage {task.corpus.column('id', shard.numbers[row : row + 1])[0]!r}"  # noqa: E731
+    spill = Spill(len(shard.numbers), "float32", memory_gib * 2**30, folder, name)
+    with without_languages(task, queries, shard, Removal(LANGUAGE_MEAN), spill) as (changed, moved):
         return {KEY: {"metrics": evaluate(task, changed, moved, top_k, drop_own_id=drop_own_id)["metrics"]}}

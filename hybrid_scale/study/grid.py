@@ -425,8 +425,9 @@ def _sizes(runs: Sequence[PlannedRun], where: str) -> list[str]:
 def _varied(runs: Sequence[PlannedRun]) -> list[str]:
     """One line for each arm: the settings in which it isn't like the others of the first panel that has it."""
     lines: dict[str, str] = {}
-    panels = dict.fromkeys(run.panel for run in runs)
-    for panel in panels:
+    for panel in dict.fromkeys(run.panel for run in runs):
+        if all(run.arm in lines for run in runs if run.panel == panel):
+            continue
         members = {run.arm: flat(run.config.model_dump(mode="json", exclude={"run"})) for run in runs if run.panel == panel}
         keys = dict.fromkeys(key for values in members.values() for key in values)
         differing = [key for key in keys if len({_shown(values.get(key)) for values in members.values()}) > 1]

@@ -59,7 +59,7 @@ class Trainer:
         training = self.config.training
         self._started = time.monotonic()
         self.stop.stands(first_step)
-        self._tokens = sum(real_tokens(self.data, step) for step in range(first_step)) if dist.rank() == 0 else 0
+        self._tokens = self._tokens_before(first_step) if dist.rank() == 0 else 0
         for step in range(first_step, training.max_steps):
             record = self._one_step(step)
             self._since_logged = [a + record[key] for a, key in zip(self._since_logged, RATES, strict=True)]
@@ -79,6 +79,12 @@ class Trainer:
         self.watch.at(training.max_steps, "checkpoint")
         self.checkpoints.finish()
         return training.max_steps
+
+    def _tokens_before(self, first_step: int) -> int:
+        """Real tokens of the steps before: the log's, and those of the batches since its last line."""
+        logged = [(record["step"], record["total_real_tokens"]) for record in self.run.metrics() if "total_real_tokens" in record]
+        known, tokens = max((line for line in logged if line[0] <= first_step), default=(0, 0))
+        return int(tokens) + sum(real_tokens(self.data, step) for step in range(known, first_step))
 
     def _evaluation_due(self, done: int) -> bool:
         every = self.config.training.evaluate_every_steps

@@ -32,7 +32,8 @@ from hybrid_scale.retrieval.evaluate import (
     write_per_query,
 )
 from hybrid_scale.retrieval.index import Shard
-from hybrid_scale.retrieval.language_removal import Removal, fit_and_remove
+from hybrid_scale.retrieval.language_means import without_languages
+from hybrid_scale.retrieval.language_removal import Removal
 from hybrid_scale.retrieval.lengths import UNCUT, text_lengths_of
 from hybrid_scale.retrieval.parts import is_in_parts, join_tables, mean_of, open_sets, table_of
 from hybrid_scale.retrieval.published_encoder import Encoder, encode_set
@@ -185,9 +186,7 @@ def dense_results(
 def without_language(task: RetrievalSet, table: Table, vectors: Vectors, removal: Removal, room: Room) -> dict[str, Any]:
     """The result of vectors whose language was taken out. Collective."""
     names, query_language = languages_of(task, task.queries)
-    queries = np.concatenate(list(fit_and_remove(vectors.queries, query_language, len(names), removal, shared=False)))
     passage_names, passage_language = languages_of(task, task.corpus)
-    numbers = vectors.shard.numbers
     baseline = {
         "name": without(vectors.name, removal),
         "kind": removal.method,
@@ -198,9 +197,8 @@ def without_language(task: RetrievalSet, table: Table, vectors: Vectors, removal
             "queries": dict(zip(names, np.bincount(query_language).tolist(), strict=True)),
         },
     }
-    changed = fit_and_remove(vectors.shard.vectors, passage_language[numbers], len(passage_names), removal, shared=True)
-    with room.spill(task, numbers) as spill:
-        shard = dist.together(lambda: spill.extend(changed).shard(numbers))
+    spill = room.spill(task, vectors.shard.numbers)
+    with without_languages(task, vectors.queries, vectors.shard, removal, spill) as (queries, shard):
         return _evaluated(task, table, queries, shard, baseline) | {"text_lengths": vectors.text_lengths}
 
 
