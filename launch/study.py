@@ -9,6 +9,9 @@
     python launch/study.py run      STUDY.yaml [key=value ...]                   run what isn't done on this machine, then
                                                                  report (`submit --local` is the same)
     python launch/study.py report   STUDY.yaml [key=value ...]                   tables and report.html from what is there
+    python launch/study.py archive  STUDY.yaml OUT.tar.xz [key=value ...]        all that `report` reads of the ended runs, in
+                                                                 one small file without texts and weights; unpacked into
+                                                                 the study's directory, report and run go on from it
 
 Of each run: training, then its evaluation on the sets of `evaluate`; when all have ended, however they ended, the report. A key
 is one of the study (study.directory=..., launch.processes=2, resources.nodes=4) or of its runs (training.max_steps=3). Commands
@@ -38,7 +41,7 @@ from hybrid_scale.study.settings import Site
 
 GO_ON = 3
 """Exit code where the site's `max_jobs_in_queue` left runs: until python launch/study.py submit ...; do sleep 600; done"""
-PLANS = ("expand", "submit", "resubmit", "cancel", "status", "run", "report")
+PLANS = ("expand", "submit", "resubmit", "cancel", "status", "run", "report", "archive")
 SETTLE = "settle"
 
 
@@ -58,6 +61,8 @@ def _parser_of(action: str) -> argparse.ArgumentParser:
         parser.add_argument("code", type=int)
         return parser
     parser.add_argument("study", type=Path, metavar="STUDY.yaml")
+    if action == "archive":
+        parser.add_argument("out", type=Path, metavar="OUT.tar.xz")
     parser.add_argument("settings", nargs="*", metavar="key=value")
     if action in ("submit", "resubmit"):
         site = "the cluster's settings (default: `site` of the study)"
@@ -103,6 +108,8 @@ def act(given: argparse.Namespace, plan: Plan) -> int:
             return 0
         case "status":
             return status(plan)
+        case "archive":
+            return archive(plan, given.out)
     return report(plan)
 
 
@@ -204,6 +211,14 @@ def report(plan: Plan) -> int:
     if plan.config.choose:
         chosen = read_chosen(plan.directory)
         print("\n".join(chosen_lines(chosen)) if chosen else "nothing is chosen yet: an arm of a model has no finished run")
+    return 0
+
+
+def archive(plan: Plan, path: Path) -> int:
+    from hybrid_scale.study.results.archive import write_archive  # pandas and pyarrow, as above
+
+    runs = write_archive(plan, path)
+    print(f"{path}: {len(runs)} of {len(plan.runs)} runs, {path.stat().st_size / 1e6:.1f} MB")
     return 0
 
 
